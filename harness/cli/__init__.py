@@ -1,0 +1,100 @@
+"""The command line: parses, calls one function, prints. Nothing heavy is imported before a command runs."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+import click
+
+from harness import __version__
+from harness.errors import HarnessError, nearest
+from harness.text import safe_text
+
+COMMANDS = {
+    "study": "Run, resume and inspect studies.",
+    "leaderboard": "Rank what the studies found.",
+    "data": "List, fetch and check data sets.",
+    "models": "List backbones.",
+    "plugins": "List plugins and what they provide.",
+    "predict": "Classify images with a finalist.",
+    "doctor": "Check this machine.",
+    "completion": "Print a shell's completion script.",
+}
+
+
+class Lazy(click.Group):
+    """A group whose commands live in modules of their own, imported when they are used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the command names, in the order of the help page."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a command; without importing it, describe it for the help page."""
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"harness.cli.{cmd_name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Name the nearest command when there is none of that name."""
+        if args and args[0] not in COMMANDS:
+            near = nearest(args[0], COMMANDS)
+            ctx.fail(f"No such command {args[0]!r}." + (f" Did you mean {near!r}?" if near else ""))
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option(
+    "-p",
+    "plugins",
+    multiple=True,
+    metavar="MODULE|no:NAME",
+    help="Load a plugin module, or block a plugin before anything is loaded. Repeatable.",
+)
+@click.version_option(__version__, prog_name="harness")
+@click.pass_context
+def command(ctx: click.Context, plugins: tuple[str, ...]) -> None:
+    """Find the best way to fine-tune a pretrained image backbone, and show the evidence."""
+    ctx.obj = plugins
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit with the code that `harness.errors` documents."""
+    logging.basicConfig(format="harness: %(message)s", level=logging.WARNING, stream=sys.stderr)
+    # So that `-p mynet` finds mynet.py in the current folder, as `python -m` would.
+    sys.path.insert(0, "")
+    try:
+        code = command(args=arguments, prog_name="harness", standalone_mode=False)
+    except click.exceptions.Abort:
+        code = 130
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except HarnessError as error:
+        what, *rest = str(error).splitlines()
+        print("\n".join([f"error: {safe_text(what)}", *(safe_text(line) for line in rest)]), file=sys.stderr)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        code = 130
+    except BrokenPipeError:
+        # The reader of our output went away (`| head`): no error of ours.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except Exception:
+        traceback.print_exc()
+        print("error: a bug in harness; the lines above say where", file=sys.stderr)
+        code = 1
+    sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,308 @@
+"""What a user asks of a study: one pydantic model behind the TOML file, the flags and the Python API."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias, get_args
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from harness.errors import UsageError, nearest
+
+SCHEMA: Literal["harness.study/1"] = "harness.study/1"
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+
+class Range(_Model):
+    """An interval to search: `{ low = 1e-5, high = 1e-2, log = true }` or `{ low = 0, high = 1, step = 0.25 }`."""
+
+    low: float
+    high: float
+    step: float | None = Field(default=None, gt=0)
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _is_ordered(self) -> Range:
+        if self.high <= self.low:
+            raise ValueError(f"high ({self.high:g}) must be above low ({self.low:g})")
+        if self.log and self.low <= 0:
+            raise ValueError(f"low must be above 0 on a log scale (got {self.low:g})")
+        if self.log and self.step:
+            raise ValueError("step and log exclude each other")
+        return self
+
+
+def _as_list(value: object) -> object:
+    return value if isinstance(value, list | tuple | dict | Range) else [value]
+
+
+def _without_repeats(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(dict.fromkeys(values))
+
+
+def _axis_kind(value: object) -> str:
+    return "range" if isinstance(value, dict | Range) else "choices"
+
+
+Names: TypeAlias = Annotated[tuple[str, ...], BeforeValidator(_as_list), Field(min_length=1)]
+"""Component names to choose from; one name stands for a list of one."""
+Numbers: TypeAlias = Annotated[
+    Annotated[Range, Tag("range")]
+    | Annotated[tuple[float, ...], Field(min_length=1), Tag("choices")],
+    Discriminator(_axis_kind),
+    BeforeValidator(_as_list),
+]
+"""A number, a list of numbers to choose from, or a range."""
+
+
+class SpaceConfig(_Model):
+    """What is searched. A single value fixes an axis."""
+
+    backbone: Names = (
+        "resnet18.a1_in1k",
+        "efficientnet_b0.ra_in1k",
+        "vit_tiny_patch16_224.augreg_in21k_ft_in1k",
+    )
+    """Names or globs; `harness models list` shows them."""
+    freeze_depth: Numbers = (0.0, 0.25, 0.5, 0.75, 1.0)
+    """Share of the backbone's blocks that is frozen, in [0, 1]."""
+    lr: Literal["auto"] | Numbers = "auto"
+    """`auto` searches within the bounds that each optimizer states for itself."""
+    optimizer: Names = ("adamw", "sgd")
+    augmentation: Names = ("flip-crop",)
+    loss: Names = ("cross-entropy",)
+    schedule: Names = ("cosine",)
+    weight_decay: Numbers = (0.05,)
+    head_init: Annotated[
+        tuple[Literal["timm", "xavier", "kaiming", "zero"], ...], BeforeValidator(_as_list), Field(min_length=1)
+    ] = ("timm",)
+
+    @field_validator("lr", mode="before")
+    @classmethod
+    def _lr(cls, value: object) -> object:
+        return value if value == "auto" else _as_list(value)
+
+    @model_validator(mode="after")
+    def _is_in_bounds(self) -> SpaceConfig:
+        for name, low, high in (("freeze_depth", 0.0, 1.0), ("lr", 0.0, None), ("weight_decay", 0.0, None)):
+            axis = getattr(self, name)
+            if axis == "auto":
+                continue
+            values = (axis.low, axis.high) if isinstance(axis, Range) else axis
+            for value in values:
+                if value < low or (high is not None and value > high) or (name == "lr" and value == 0):
+                    bounds = "between 0 and 1" if high else ("above 0" if name == "lr" else "at least 0")
+                    raise ValueError(f"{name} must be {bounds} (got {value:g})")
+        return self
+
+
+class TrainConfig(_Model):
+    """Settings that all trials share."""
+
+    epochs: int = Field(default=10, ge=1)
+    batch_size: int = Field(default=32, ge=2)
+    image_size: int = Field(default=0, ge=0)
+    """Side in pixels; 0 takes each backbone's own."""
+    warmup: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the steps over which the learning rate rises linearly."""
+    ema: float = Field(default=0.0, ge=0, lt=1)
+    """Decay of the averaged weights that are evaluated; 0 averages nothing."""
+    clip_grad: float = Field(default=1.0, ge=0)
+    """Largest gradient norm; 0 does not clip."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """`auto`: bf16 on a GPU, fp32 on a CPU."""
+
+
+class SearchConfig(_Model):
+    """How the space is searched."""
+
+    sampler: Literal["tpe", "random", "gp", "grid"] = "tpe"
+    pruner: Literal["none", "median", "hyperband", "halving"] = "median"
+
+
+class SplitConfig(_Model):
+    """How a data set without official splits is divided; stratified by class."""
+
+    val: float = Field(default=0.15, gt=0, lt=0.9)
+    test: float = Field(default=0.15, gt=0, lt=0.9)
+    seed: int = Field(default=0, ge=0)
+
+
+class FinalizeConfig(_Model):
+    """The finalising step: the only one that opens the test split."""
+
+    top: int = Field(default=3, ge=0)
+    """Finalists: the best trial of each backbone first, then the next best. 0 leaves the test split closed."""
+    seeds: int = Field(default=1, ge=1)
+    """Fresh seeds that each finalist is trained with."""
+
+
+class RunConfig(_Model):
+    """Where and how it runs; no part of a study's identity."""
+
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    threads: int = Field(default=0, ge=0)
+    """CPU threads of a trial; 0 takes all cores. Another count changes the last bits of the weights."""
+    executor: Literal["process", "inline"] = "process"
+    """`process` isolates trials from the study; `inline` is for debugging."""
+    stall: int = Field(default=900, ge=10)
+    """Seconds without a training step after which a trial counts as hung."""
+
+
+def _seconds(value: object) -> object:
+    """Accept `90`, `90s`, `30m`, `1h30m`."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?", value.strip())
+    if not match or not value.strip():
+        raise ValueError(f"write a time as 90s, 30m or 1h30m (got {value!r})")
+    hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    return 3600 * hours + 60 * minutes + seconds
+
+
+class StudyConfig(_Model):
+    """A study, as asked for."""
+
+    schema_: Literal["harness.study/1"] = Field(default=SCHEMA, alias="schema")
+    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,99}$")
+    """Default: the data set's name and the digest of the study."""
+    dataset: str = Field(min_length=1)
+    """A name of `harness data list`, a folder, or a CSV file of file,label[,split]."""
+    metric: Literal["f1", "accuracy"] = "f1"
+    """What the search maximises on the validation split; `f1` is macro-F1."""
+    trials: int = Field(default=20, ge=1)
+    """In total, over all resumptions."""
+    timeout: Annotated[Annotated[int, Field(gt=0)] | None, BeforeValidator(_seconds)] = None
+    """Seconds, or `30m`, `1h30m`: no new trial starts after it."""
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    init: Literal["pretrained", "scratch"] = "pretrained"
+    weights: Mapping[str, Path] = Field(default_factory=dict)
+    """Backbone name -> checkpoint file of any class count."""
+    weights_dir: Path | None = None
+    """A folder with `<backbone>.safetensors`."""
+    skip_bad: bool = False
+    """Leave unreadable images out, counted in the record, instead of refusing the data set."""
+    space: SpaceConfig = SpaceConfig()
+    train: TrainConfig = TrainConfig()
+    search: SearchConfig = SearchConfig()
+    split: SplitConfig = SplitConfig()
+    finalize: FinalizeConfig = FinalizeConfig()
+    run: RunConfig = RunConfig()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> StudyConfig:
+        if self.split.val + self.split.test >= 0.95:
+            raise ValueError("split.val and split.test leave nothing to train on")
+        if self.init == "scratch" and (self.weights or self.weights_dir):
+            raise ValueError("init = 'scratch' and weights exclude each other")
+        if self.search.sampler == "grid":
+            for axis in ("freeze_depth", "lr", "weight_decay"):
+                value = getattr(self.space, axis)
+                if value == "auto" or (isinstance(value, Range) and not value.step):
+                    raise ValueError(f"sampler 'grid' needs a list or a step for space.{axis}")
+        return self
+
+
+# A study of seconds a trial that needs no network and no images: what `harness study run` alone does.
+DEFAULT_STUDY: dict[str, Any] = {
+    "schema": SCHEMA,
+    "dataset": "shapes",
+    "init": "scratch",
+    "trials": 12,
+    "space": {
+        "backbone": ["test_resnet", "test_efficientnet", "test_vit"],
+        "freeze_depth": [0.0, 0.25, 0.5],
+        "optimizer": ["adamw", "sgd"],
+    },
+    "train": {"epochs": 6, "image_size": 64, "batch_size": 32},
+}
+
+
+def load_study_file(path: Path) -> dict[str, Any]:
+    """Read a study's TOML file; paths in it are relative to the file.
+
+    Raises:
+        UsageError: The file is missing or no TOML.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError("no such study file", where=str(path)) from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError("a study file is no valid TOML", where=str(path), why=str(error)) from error
+    folder = path.parent
+    dataset = values.get("dataset")
+    if isinstance(dataset, str) and ("/" in dataset or dataset.endswith(".csv")):
+        values["dataset"] = str(folder / Path(dataset).expanduser())
+    if isinstance(values.get("weights_dir"), str):
+        values["weights_dir"] = str(folder / Path(values["weights_dir"]).expanduser())
+    if isinstance(values.get("weights"), dict):
+        values["weights"] = {
+            name: str(folder / Path(file).expanduser()) if isinstance(file, str) else file
+            for name, file in values["weights"].items()
+        }
+    return values
+
+
+def parse_study(values: Mapping[str, Any], *, where: str = "study") -> StudyConfig:
+    """Check a study; all its errors at once.
+
+    Raises:
+        UsageError: Lists each error with its dotted path and, for a misspelt key, the nearest one.
+    """
+    try:
+        return StudyConfig.model_validate(dict(values))
+    except ValidationError as error:
+        lines = list(_explain(error))
+        plural = f"{len(lines)} errors" if len(lines) > 1 else "1 error"
+        raise UsageError(f"invalid study, {plural}\n" + "\n".join(f"  {line}" for line in lines), where=where) from None
+
+
+def _explain(error: ValidationError) -> Iterator[str]:
+    for item in error.errors(include_url=False):
+        # The union's tag is part of pydantic's location, not of the user's file.
+        path = [str(part) for part in item["loc"] if part not in ("range", "choices", "literal['auto']")]
+        path = [part for part in path if not part.startswith(("function-", "tagged-union", "constrained-"))]
+        dotted = ".".join(path)
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            near = nearest(path[-1], _fields(path[:-1]))
+            message = "unknown key" + (f", did you mean {near!r}?" if near else "")
+        elif item["type"] == "literal_error":
+            given = item["input"]
+            expected = re.findall(r"'([^']+)'", item["msg"])
+            near = nearest(str(given), expected)
+            message = f"must be one of {', '.join(expected)} (got {given!r})"
+            message += f", did you mean {near!r}?" if near else ""
+        elif item["type"] not in ("value_error", "missing"):
+            shown = repr(item["input"])
+            message += f" (got {shown if len(shown) < 60 else shown[:57] + '...'})"
+        yield f"{dotted}: {message}" if dotted else message
+
+
+def _fields(path: list[str]) -> list[str]:
+    model: type[BaseModel] = StudyConfig
+    for part in path:
+        field = model.model_fields.get(part)
+        candidates = [field.annotation, *get_args(field.annotation)] if field else []
+        inner = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+        if inner is None:
+            return list(Range.model_fields)
+        model = inner
+    return [field.alias or name for name, field in model.model_fields.items()]

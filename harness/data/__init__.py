@@ -1,0 +1,1 @@
+"""Images: what belongs to a data set, each decoded once, and how training sees them."""

@@ -1,0 +1,1 @@
+"""Ranking: reads records and nothing else."""

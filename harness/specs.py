@@ -1,0 +1,179 @@
+"""What a plugin yields: frozen descriptions from which the host builds the real objects.
+
+A spec is cheap. Whatever is heavy (torch, timm, torchvision) is imported inside its `build`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
+
+Split: TypeAlias = Literal["train", "val", "test"]
+Interpolation: TypeAlias = Literal["nearest", "bilinear", "bicubic"]
+ParamGroup: TypeAlias = dict[str, Any]
+"""A torch parameter group: `params`, and the `lr` and `weight_decay` the host chose for it."""
+
+SpecT = TypeVar("SpecT", bound="Spec", covariant=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spec:
+    """What every component says of itself."""
+
+    name: str
+    """Kebab-case for our own components, upstream's name verbatim for theirs."""
+    summary: str
+    """One line, shown by `harness plugins info`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family(Generic[SpecT]):
+    """Many components behind one entry, listed only when somebody asks (all of timm, say).
+
+    A member is found by its own name or by `family:name`.
+    """
+
+    name: str
+    summary: str
+    members: Callable[[], Iterable[str]]
+    """List the names of all members. May import what is heavy."""
+    spec: Callable[[str], SpecT]
+    """Describe one member. May import what is heavy."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One labelled image of a data set."""
+
+    id: str
+    """Unique in its data set, stable over machines: a relative path with forward slashes."""
+    label: str
+    """Class name."""
+    image: Path | npt.NDArray[np.uint8]
+    """A file, or uint8 pixels of shape (H, W) or (H, W, 3)."""
+    split: Split | None = None
+    """The official split, where the data set has one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatasetSpec(Spec):
+    """A named data set. Splitting, decoding and evaluation belong to the host."""
+
+    build: Callable[[Path, bool], Iterable[Sample]]
+    """`(folder, download) -> samples`. Reads `folder`; fetches what is missing only if `download` is true."""
+    licence: str
+    """Terms of the images, as upstream states them."""
+    url: str
+    """Where the data set is described."""
+    download_url: str = ""
+    """A file the download starts with; asked for first, so that a machine without network hears it at once."""
+    size: str = ""
+    """What is downloaded, in words: `330 MB`."""
+    citation: str = ""
+    """Authors, title, venue, year."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputSpec:
+    """How a backbone wants its images."""
+
+    size: int = 224
+    """Side of the square input, in pixels."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    interpolation: Interpolation = "bicubic"
+    crop: float = 0.875
+    """Share of the resized short side that the centre crop keeps, in (0, 1]."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightsSpec:
+    """Where a backbone's pretrained weights come from."""
+
+    source: str
+    """A hub repository or an address, shown to the user."""
+    licence: str
+    """Licence of the weights; `unknown` where upstream states none."""
+    cached: Callable[[], Path | None]
+    """Return the local file, or None when it has to be fetched. Uses no network."""
+    fetch: Callable[[], Path]
+    """Return the local file, downloading it if needed."""
+    probe_url: str = ""
+    """An address that answers if `fetch` can work; empty when nothing is fetched."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackboneSpec(Spec):
+    """A network that turns images into logits."""
+
+    build: Callable[[int, Path | None], nn.Module]
+    """`(num_classes, weights) -> model` mapping (N, 3, S, S) floats to (N, num_classes) logits.
+
+    `weights` is a checkpoint of any class count, whose head is left out; None initialises at random.
+    """
+    input: InputSpec = InputSpec()
+    weights: WeightsSpec | None = None
+    """None: the backbone has no pretrained weights."""
+    blocks: Callable[[nn.Module], Sequence[Sequence[str]]] | None = None
+    """Parameter names of each block from input to output. Freeze depth counts these.
+
+    None: each layer is a block, in the order in which a forward pass calls it.
+    """
+    head: Callable[[nn.Module], Sequence[str]] | None = None
+    """Names of the modules that make up the new head. None: the last layer a forward pass calls."""
+    fixed_size: bool = False
+    """True: only `input.size` works. False: other sizes may be asked for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AugmentationSpec(Spec):
+    """A training-time augmentation policy."""
+
+    build: Callable[[InputSpec], Callable[[Tensor], Tensor]]
+    """Return a function from one uint8 image (3, H, W) to one uint8 image (3, size, size).
+
+    It may draw from torch's, NumPy's and Python's global generators: the host seeds them per image and view.
+    """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassInfo:
+    """What a loss may know of the labels."""
+
+    num_classes: int
+    counts: tuple[int, ...]
+    """Training images of each class."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossSpec(Spec):
+    """A training loss."""
+
+    build: Callable[[ClassInfo], nn.Module]
+    """Return a module `(logits (N, C) float, labels (N,) int64) -> scalar`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimizerSpec(Spec):
+    """An optimizer."""
+
+    build: Callable[[Sequence[ParamGroup]], Optimizer]
+    """Take parameter groups that carry `params`, `lr` and `weight_decay`."""
+    lr: tuple[float, float]
+    """Sensible bounds of the learning rate for fine-tuning; searched when a study names none of its own."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScheduleSpec(Spec):
+    """A learning-rate schedule. The host adds the linear warm-up before it."""
+
+    build: Callable[[int], Callable[[int], float]]
+    """`steps -> (step -> factor)`: the factor on the learning rate, for step 0 to steps - 1."""

@@ -1,0 +1,27 @@
+"""Make foreign text safe before a terminal sees it."""
+
+from __future__ import annotations
+
+import unicodedata
+
+_BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def safe_text(value: object) -> str:
+    """Return text in which control and direction-changing characters are visible instead of active.
+
+    Class, file, run and plugin names come from strangers. Put the result into `rich.text.Text`, never into
+    a markup string: this function leaves `[bold]` as it is.
+    """
+    return "".join(_visible(character) for character in str(value))
+
+
+def _visible(character: str) -> str:
+    code = ord(character)
+    if code < 0x20:
+        return chr(0x2400 + code)
+    if code == 0x7F:
+        return "\u2421"
+    if character in _BIDI or unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp"):
+        return f"<U+{code:04X}>"
+    return character
