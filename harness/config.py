@@ -16,7 +16,6 @@ from pydantic import (
     Field,
     Tag,
     ValidationError,
-    field_validator,
     model_validator,
 )
 
@@ -30,7 +29,7 @@ class _Model(BaseModel):
 
 
 class Range(_Model):
-    """An interval to search: `{ low = 1e-5, high = 1e-2, log = true }` or `{ low = 0, high = 1, step = 0.25 }`."""
+    """An interval: `{ low = 1e-5, high = 1e-2, log = true }` or `{ low = 0, high = 1, step = 0.25 }`."""
 
     low: float
     high: float
@@ -57,18 +56,26 @@ def _without_repeats(values: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _axis_kind(value: object) -> str:
+    if value == "auto":
+        return "auto"
     return "range" if isinstance(value, dict | Range) else "choices"
 
 
 Names: TypeAlias = Annotated[tuple[str, ...], BeforeValidator(_as_list), Field(min_length=1)]
 """Component names to choose from; one name stands for a list of one."""
 Numbers: TypeAlias = Annotated[
-    Annotated[Range, Tag("range")]
-    | Annotated[tuple[float, ...], Field(min_length=1), Tag("choices")],
+    Annotated[Range, Tag("range")] | Annotated[tuple[float, ...], Field(min_length=1), Tag("choices")],
     Discriminator(_axis_kind),
     BeforeValidator(_as_list),
 ]
 """A number, a list of numbers to choose from, or a range."""
+AutoOrNumbers: TypeAlias = Annotated[
+    Annotated[Literal["auto"], Tag("auto")]
+    | Annotated[Range, Tag("range")]
+    | Annotated[tuple[float, ...], Field(min_length=1), Tag("choices")],
+    Discriminator(_axis_kind),
+    BeforeValidator(lambda value: value if value == "auto" else _as_list(value)),
+]
 
 
 class SpaceConfig(_Model):
@@ -82,7 +89,7 @@ class SpaceConfig(_Model):
     """Names or globs; `harness models list` shows them."""
     freeze_depth: Numbers = (0.0, 0.25, 0.5, 0.75, 1.0)
     """Share of the backbone's blocks that is frozen, in [0, 1]."""
-    lr: Literal["auto"] | Numbers = "auto"
+    lr: AutoOrNumbers = "auto"
     """`auto` searches within the bounds that each optimizer states for itself."""
     optimizer: Names = ("adamw", "sgd")
     augmentation: Names = ("flip-crop",)
@@ -90,13 +97,10 @@ class SpaceConfig(_Model):
     schedule: Names = ("cosine",)
     weight_decay: Numbers = (0.05,)
     head_init: Annotated[
-        tuple[Literal["timm", "xavier", "kaiming", "zero"], ...], BeforeValidator(_as_list), Field(min_length=1)
+        tuple[Literal["timm", "xavier", "kaiming", "zero"], ...],
+        BeforeValidator(_as_list),
+        Field(min_length=1),
     ] = ("timm",)
-
-    @field_validator("lr", mode="before")
-    @classmethod
-    def _lr(cls, value: object) -> object:
-        return value if value == "auto" else _as_list(value)
 
     @model_validator(mode="after")
     def _is_in_bounds(self) -> SpaceConfig:
@@ -271,14 +275,15 @@ def parse_study(values: Mapping[str, Any], *, where: str = "study") -> StudyConf
     except ValidationError as error:
         lines = list(_explain(error))
         plural = f"{len(lines)} errors" if len(lines) > 1 else "1 error"
-        raise UsageError(f"invalid study, {plural}\n" + "\n".join(f"  {line}" for line in lines), where=where) from None
+        raise UsageError(
+            f"invalid study, {plural}\n" + "\n".join(f"  {line}" for line in lines), where=where
+        ) from None
 
 
 def _explain(error: ValidationError) -> Iterator[str]:
     for item in error.errors(include_url=False):
         # The union's tag is part of pydantic's location, not of the user's file.
-        path = [str(part) for part in item["loc"] if part not in ("range", "choices", "literal['auto']")]
-        path = [part for part in path if not part.startswith(("function-", "tagged-union", "constrained-"))]
+        path = [str(part) for part in item["loc"] if part not in ("range", "choices", "auto")]
         dotted = ".".join(path)
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":

@@ -56,7 +56,9 @@ class UsageError(HarnessError):
 class UnknownNameError(UsageError):
     """Nothing is registered under a name."""
 
-    def __init__(self, kind: str, name: str, known: Iterable[str], *, where: str = "", more: str = "") -> None:
+    def __init__(
+        self, kind: str, name: str, known: Iterable[str], *, where: str = "", more: str = ""
+    ) -> None:
         near = nearest(name, known)
         hint = f", did you mean {near!r}?" if near else ""
         super().__init__(f"unknown {kind} {name!r}{hint}", where=where, fixes=[more] if more else [])

@@ -25,6 +25,13 @@ def confusion_matrix(labels: IntArray, predictions: IntArray, num_classes: int) 
     return np.bincount(flat, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
+def point_scores(labels: IntArray, predictions: IntArray, num_classes: int) -> tuple[float, float]:
+    """Return accuracy and macro-F1 without intervals, for a learning curve."""
+    confusion = confusion_matrix(labels, predictions, num_classes)
+    _, _, f1, accuracy = _scores_of(confusion[None])
+    return float(accuracy[0]), float(f1[0][confusion.sum(axis=1) > 0].mean())
+
+
 def evaluate(labels: IntArray, predictions: IntArray, num_classes: int, *, seed: int = 0) -> Scores:
     """Compute all scores of one split.
 
@@ -78,9 +85,9 @@ def bootstrap_intervals(
     step = max(1, 4_000_000 // num_classes**2)
     for start in range(0, resamples, step):
         part = drawn[start : start + step]
-        matrices = np.zeros((len(part), num_classes * num_classes), dtype=np.int64)
-        matrices[:, cells] = part
-        matrices = matrices.reshape(-1, num_classes, num_classes)
+        flat = np.zeros((len(part), num_classes * num_classes), dtype=np.int64)
+        flat[:, cells] = part
+        matrices = flat.reshape(-1, num_classes, num_classes)
         _, _, f1, accuracy = _scores_of(matrices)
         present = matrices.sum(axis=2) > 0
         accuracies.append(accuracy)

@@ -40,7 +40,7 @@ class TrialConfig:
     loss: str
     schedule: str
     weight_decay: float
-    head_init: str
+    head_init: Literal["timm", "xavier", "kaiming", "zero"]
     init: Literal["pretrained", "scratch"]
     epochs: int
     batch_size: int
@@ -285,11 +285,16 @@ def read_record(path: Path) -> TrialRecord:
             where=str(path),
             fixes=["upgrade transfer-harness"],
         )
-    if digest(body) != stored:
+    try:
+        if digest(body) != stored:
+            raise StorageError(
+                "a record does not match its own SHA-256: it was damaged or edited", where=str(path)
+            )
+        return from_json(TrialRecord, body)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise StorageError(
-            "a record does not match its own SHA-256: it was damaged or edited", where=str(path)
-        )
-    return from_json(TrialRecord, body)
+            "a record has not the form of its schema", where=str(path), why=repr(error)
+        ) from error
 
 
 def read_records(study_folder: Path) -> list[TrialRecord]:
@@ -326,6 +331,9 @@ def _restore(hint: Any, value: Any) -> Any:
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return from_json(hint, value)
     if origin is tuple:
+        # No look at each cell of a confusion matrix: at a hundred classes that took nearly all the time.
+        if args[0] in (int, float, str) and args[-1] is Ellipsis:
+            return tuple(value)
         if len(args) == 2 and args[1] is Ellipsis:
             return tuple(_restore(args[0], item) for item in value)
         return tuple(_restore(part, item) for part, item in zip(args, value, strict=True))

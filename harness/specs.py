@@ -114,15 +114,16 @@ class WeightsSpec:
 class BackboneSpec(Spec):
     """A network that turns images into logits."""
 
-    build: Callable[[int, Path | None], nn.Module]
-    """`(num_classes, weights) -> model` mapping (N, 3, S, S) floats to (N, num_classes) logits.
+    build: Callable[[int, Path | None, int], nn.Module]
+    """`(num_classes, weights, image_size) -> model` mapping (N, 3, S, S) floats to (N, num_classes) logits.
 
     `weights` is a checkpoint of any class count, whose head is left out; None initialises at random.
+    `image_size` is the S that the model will be given; a network that takes any size ignores it.
     """
     input: InputSpec = InputSpec()
     weights: WeightsSpec | None = None
     """None: the backbone has no pretrained weights."""
-    blocks: Callable[[nn.Module], Sequence[Sequence[str]]] | None = None
+    blocks: Callable[[nn.Module], Sequence[Sequence[str]] | None] | None = None
     """Parameter names of each block from input to output. Freeze depth counts these.
 
     None: each layer is a block, in the order in which a forward pass calls it.

@@ -74,8 +74,8 @@ def command(ctx: click.Context, plugins: tuple[str, ...]) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with the code that `harness.errors` documents."""
     logging.basicConfig(format="harness: %(message)s", level=logging.WARNING, stream=sys.stderr)
-    # So that `-p mynet` finds mynet.py in the current folder, as `python -m` would.
-    sys.path.insert(0, "")
+    # So that `-p mynet` finds mynet.py in the current folder, and never instead of an installed package.
+    sys.path.append("")
     try:
         code = command(args=arguments, prog_name="harness", standalone_mode=False)
     except click.exceptions.Abort:

@@ -47,6 +47,4 @@ def harness_losses() -> Iterable[LossSpec]:
     yield LossSpec(
         name="label-smoothing", summary="cross-entropy, 0.1 of each label spread", build=build_label_smoothing
     )
-    yield LossSpec(
-        name="focal", summary="focal loss, gamma 2: easy images weigh less", build=build_focal
-    )
+    yield LossSpec(name="focal", summary="focal loss, gamma 2: easy images weigh less", build=build_focal)

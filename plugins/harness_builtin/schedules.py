@@ -34,4 +34,6 @@ def harness_schedules() -> Iterable[ScheduleSpec]:
     yield ScheduleSpec(name="constant", summary="no decay", build=build_constant)
     yield ScheduleSpec(name="cosine", summary="half a cosine down to zero", build=build_cosine)
     yield ScheduleSpec(name="step", summary="a tenth after 50 % and again after 75 %", build=build_step)
-    yield ScheduleSpec(name="exponential", summary="even decay on a log scale to 1 %", build=build_exponential)
+    yield ScheduleSpec(
+        name="exponential", summary="even decay on a log scale to 1 %", build=build_exponential
+    )

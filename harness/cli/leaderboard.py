@@ -1,0 +1,132 @@
+"""`harness leaderboard`: rank what the studies found."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import click
+
+from harness import paths
+from harness.errors import UnknownNameError, UsageError
+from harness.text import safe_text
+
+if TYPE_CHECKING:
+    from harness.leaderboard.rank import Leaderboard
+    from harness.records import Metric, TrialRecord
+
+
+@click.group()
+def command() -> None:
+    """Rank what the studies found."""
+
+
+@command.command()
+@click.argument("studies", nargs=-1, metavar="[STUDY]...")
+@click.option(
+    "-d", "--dataset", "datasets", multiple=True, metavar="NAME", help="Only this data set. Repeatable."
+)
+@click.option(
+    "--metric", type=click.Choice(["f1", "accuracy"]), default="f1", show_default=True, help="Rank by it."
+)
+@click.option(
+    "--by",
+    type=click.Choice(["run", "backbone"]),
+    default="run",
+    show_default=True,
+    help="A row for each configuration, or for each backbone's best.",
+)
+@click.option(
+    "--split",
+    type=click.Choice(["auto", "val", "test"]),
+    default="auto",
+    show_default=True,
+    help="Final trainings on test, trials on val, or test where there are final trainings.",
+)
+@click.option("--format", "form", type=click.Choice(["table", "md", "csv", "json"]), help="Default: table.")
+@click.option("--json", "as_json", is_flag=True, help="Short for --format json.")
+@click.option("--runs", type=click.Path(path_type=Path), metavar="DIR", help="Folder of the studies.")
+def show(
+    studies: tuple[str, ...],
+    datasets: tuple[str, ...],
+    metric: Metric,
+    by: Literal["run", "backbone"],
+    split: Literal["auto", "val", "test"],
+    form: str | None,
+    as_json: bool,
+    runs: Path | None,
+) -> None:
+    """Show the leaderboards of all studies, or of those named."""
+    from harness.leaderboard.rank import load, rank
+    from harness.leaderboard.render import format_csv, format_json, format_markdown, print_boards
+
+    if as_json and form not in (None, "json"):
+        raise UsageError(f"--json and --format {form} exclude each other")
+    folder = runs or paths.runs()
+    records, problems = load(folder)
+    for problem in problems:
+        _say(f"warning: left out {problem}")
+    chosen = _of_studies(records, studies, folder)
+    boards: list[Leaderboard] = []
+    for name in dict.fromkeys(datasets) or (None,):
+        boards += rank(chosen, metric=metric, by=by, split=split, dataset=name)
+    _explain_absence(chosen, boards, datasets, folder, split)
+    formats: dict[str, Callable[[Iterable[Leaderboard]], str]] = {
+        "md": format_markdown,
+        "csv": format_csv,
+        "json": format_json,
+    }
+    form = "json" if as_json else form or "table"
+    if form == "table":
+        print_boards(boards)
+    else:
+        _write(formats[form](boards))
+
+
+def _of_studies(records: Sequence[TrialRecord], studies: Sequence[str], runs: Path) -> list[TrialRecord]:
+    from harness.records import study_folders
+
+    if not studies:
+        return list(records)
+    known = {record.study for record in records} | {folder.name for folder in study_folders(runs)}
+    for name in studies:
+        if known and name not in known:
+            raise UnknownNameError(
+                "study", name, known, where=str(runs), more=f"choose from {', '.join(sorted(known))}"
+            )
+    return [record for record in records if record.study in studies]
+
+
+def _explain_absence(
+    records: Sequence[TrialRecord],
+    boards: Sequence[Leaderboard],
+    datasets: Sequence[str],
+    runs: Path,
+    split: str,
+) -> None:
+    """Say on stderr why a data set, or everything, has no table."""
+    if not records:
+        what = "no records" if runs.is_dir() else "no such folder"
+        _say(f"nothing to rank: {what} under {runs}", "  make some  harness study run")
+        return
+    ranked = {board.dataset for board in boards}
+    for name in sorted({record.dataset.name for record in records} - ranked):
+        if not datasets or name in datasets:
+            done = sum(record.state == "complete" for record in records if record.dataset.name == name)
+            _say(
+                f"nothing to rank for {name}: {done} complete trainings"
+                + (f", none with {split} scores" if done and split != "auto" else "")
+            )
+
+
+def _write(text: str) -> None:
+    """Print data to stdout; a character its encoding lacks is escaped, not fatal."""
+    encoding = sys.stdout.encoding or "utf-8"
+    click.echo(text.encode(encoding, "backslashreplace").decode(encoding), nl=False)
+
+
+def _say(*lines: str) -> None:
+    for line in lines:
+        click.echo(safe_text(line), err=True)

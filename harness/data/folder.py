@@ -1,0 +1,236 @@
+"""Read labelled images from a folder, or from a CSV file beside them.
+
+Layouts: `DIR/<class>/*.jpg`, `DIR/{train,val,test}/<class>/*.jpg`, and a CSV of `file,label[,split]` (a path
+ending in `.csv`, or `DIR/labels.csv`) whose files are relative to it.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from harness.errors import DataError
+from harness.specs import Sample, Split
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+LABELS_FILE = "labels.csv"
+
+_SPLITS: dict[str, Split] = {
+    "train": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+}
+_LAYOUTS = "DIR/<class>/*.jpg, DIR/{train,val,test}/<class>/*.jpg, or a CSV of file,label[,split]"
+_SHOWN = 5
+
+
+def read_folder(path: Path) -> list[Sample]:
+    """List the labelled images of a folder or CSV file.
+
+    Hidden entries are left out, and so are symbolic links: they leave the tree, or name an image twice.
+
+    Args:
+        path: A folder, or a file ending in `.csv`.
+
+    Returns:
+        Samples sorted by id; an id is the NFC form of the path below the folder, with forward slashes.
+
+    Raises:
+        DataError: The folder is missing, empty, or in no known layout; a class has no image; the CSV lacks
+            columns, names files that are missing or lie outside its folder, or has an unknown split.
+    """
+    if path.suffix.lower() == ".csv":
+        samples = _read_csv(path)
+    elif not path.is_dir():
+        what = "is no folder" if path.exists() else "does not exist"
+        fixes = ["check the path", f"lay the images out as {_LAYOUTS}"]
+        raise DataError(f"the data folder {what}", where=str(path), fixes=fixes)
+    elif (path / LABELS_FILE).is_file():
+        samples = _read_csv(path / LABELS_FILE)
+    else:
+        samples = _read_classes(path)
+    return sorted(samples, key=lambda sample: sample.id)
+
+
+def _read_classes(root: Path) -> list[Sample]:
+    links: list[Path] = []
+    top = _subfolders(root, links)
+    parts: list[tuple[Split | None, Path]] = [(None, root)]
+    if any(_is_split_folder(folder) for folder in top):
+        strange = [folder.name for folder in top if folder.name.lower() not in _SPLITS]
+        if strange:
+            raise DataError(
+                f"the folder mixes splits and other folders: {_first(strange)}",
+                where=str(root),
+                fixes=["name the splits train, val and test", f"list files and splits in {LABELS_FILE}"],
+            )
+        parts = [(_SPLITS[folder.name.lower()], folder) for folder in top]
+    samples = []
+    filled: dict[str, bool] = {}
+    for split, part in parts:
+        for folder in _subfolders(part, links):
+            label = _nfc(folder.name)
+            files = list(_images_below(folder, links))
+            filled[label] = filled.get(label, False) or bool(files)
+            samples += [Sample(id=_id(file, root), label=label, image=file, split=split) for file in files]
+    if not samples:
+        raise _nothing_found(root, links)
+    empty = sorted(label for label, has_images in filled.items() if not has_images)
+    if empty:
+        raise DataError(
+            f"{_plural(len(empty), 'class folder')} without an image: {_first(empty)}",
+            where=str(root),
+            fixes=["add images or remove the folder"],
+        )
+    return samples
+
+
+def _is_split_folder(folder: Path) -> bool:
+    """Tell `train/<class>/*.jpg` from a class that happens to be called `train`."""
+    if folder.name.lower() not in _SPLITS:
+        return False
+    entries = [entry for entry in folder.iterdir() if not _is_hidden(entry.name)]
+    return any(entry.is_dir() for entry in entries) and not any(_is_image(entry.name) for entry in entries)
+
+
+def _subfolders(folder: Path, links: list[Path]) -> list[Path]:
+    try:
+        entries = sorted(entry for entry in folder.iterdir() if not _is_hidden(entry.name))
+    except OSError as error:
+        raise _closed(error) from error
+    links += [entry for entry in entries if entry.is_symlink()]
+    return [entry for entry in entries if entry.is_dir() and not entry.is_symlink()]
+
+
+def _images_below(folder: Path, links: list[Path]) -> Iterator[Path]:
+    def refuse(error: OSError) -> None:
+        raise _closed(error) from error
+
+    for current, folders, files in os.walk(folder, onerror=refuse):
+        for name in folders:
+            if Path(current, name).is_symlink():
+                links.append(Path(current, name))
+        folders[:] = sorted(name for name in folders if not _is_hidden(name))
+        for name in sorted(files):
+            file = Path(current, name)
+            if _is_hidden(name) or not _is_image(name):
+                continue
+            if file.is_symlink():
+                links.append(file)
+            else:
+                yield file
+
+
+def _closed(error: OSError) -> DataError:
+    return DataError("a folder cannot be read", where=str(error.filename), why=error.strerror or str(error))
+
+
+def _nothing_found(root: Path, links: Sequence[Path]) -> DataError:
+    loose = sum(1 for entry in root.iterdir() if _is_image(entry.name) and not _is_hidden(entry.name))
+    why = []
+    if loose:
+        why.append(f"{_plural(loose, 'image')} directly in it have no class")
+    if links:
+        why.append(f"{_plural(len(links), 'symbolic link')} not followed")
+    looked = ", ".join(extension[1:] for extension in EXTENSIONS)
+    return DataError(
+        f"found 0 images under {root}; looked for {looked} in one folder per class",
+        where=str(root),
+        why="; ".join(why),
+        fixes=[f"lay the images out as {_LAYOUTS}"],
+    )
+
+
+def _read_csv(path: Path) -> list[Sample]:
+    rows = _rows(path)
+    root = path.parent
+    real_root = root.resolve()
+    missing, outside, unlabelled, unknown, samples = [], [], [], [], []
+    for line, row in rows:
+        name, label, split = row["file"], _nfc(row["label"]), row.get("split", "").lower()
+        file = root / name
+        if not name or not label:
+            unlabelled.append(f"line {line}")
+        elif split and split not in _SPLITS:
+            unknown.append(f"{split!r} in line {line}")
+        elif not file.resolve().is_relative_to(real_root):
+            outside.append(name)
+        elif not file.is_file():
+            missing.append(name)
+        else:
+            where = Path(os.path.normpath(file))
+            name = _id(where, Path(os.path.normpath(root)))
+            samples.append(Sample(id=name, label=label, image=where, split=_SPLITS.get(split)))
+    for what, found, fix in (
+        ("rows without a file or label", unlabelled, "complete the rows or remove them"),
+        ("unknown splits", unknown, f"use one of {', '.join(_SPLITS)}"),
+        ("files outside the folder of the CSV", outside, "name files relative to the CSV, below its folder"),
+        ("files that do not exist", missing, "correct the names; they are relative to the CSV"),
+    ):
+        if found:
+            raise DataError(f"the CSV has {len(found)} {what}: {_first(found)}", where=str(path), fixes=[fix])
+    if not samples:
+        raise DataError(f"found 0 images: {path.name} has no rows", where=str(path))
+    return samples
+
+
+def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
+    """Read the rows of a CSV with their line numbers; column names and cells without outer spaces."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, strict=True)
+            columns = {name: name.strip().lower() for name in reader.fieldnames or ()}
+            lacking = [name for name in ("file", "label") if name not in columns.values()]
+            if lacking:
+                raise DataError(
+                    f"the CSV has no column {' and no column '.join(lacking)}",
+                    where=str(path),
+                    why=f"its first line names {_first(columns.values()) or 'nothing'}",
+                    fixes=["start it with the line: file,label  or: file,label,split"],
+                )
+            return [
+                (reader.line_num, {columns[key]: (row[key] or "").strip() for key in columns})
+                for row in reader
+            ]
+    except FileNotFoundError:
+        raise DataError("the CSV file does not exist", where=str(path), fixes=["check the path"]) from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError("the CSV cannot be read", where=str(path), why=str(error)) from error
+
+
+def _id(file: Path, root: Path) -> str:
+    name = _nfc(file.relative_to(root).as_posix())
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        fixes = ["rename the file"]
+        raise DataError("a file name is not valid UTF-8", where=repr(name), fixes=fixes) from None
+    return name
+
+
+def _nfc(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
+
+
+def _is_hidden(name: str) -> bool:
+    # macOS leaves a folder of that name in archives, with the names of all images in it.
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(EXTENSIONS)
+
+
+def _first(names: Iterable[str]) -> str:
+    names = list(names)
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"

@@ -1,0 +1,110 @@
+"""Read each image once: its SHA-256, and whether it decodes. A second run reads nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.data.decode import DECODE, Pixels, decode, read_bytes
+from harness.errors import DataError, StorageError
+from harness.records import canonical, write_atomically
+from harness.specs import Sample
+
+SCHEMA = "harness.scan/1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What reading one image found."""
+
+    sha256: str
+    """Of the file's bytes, or of the shape and pixels of an array; empty when it could not be read."""
+    problem: str
+    """Why it does not decode; empty when it does."""
+
+
+def scan(samples: Sequence[Sample], cache: Path) -> list[Verdict]:
+    """Hash and decode all images that are new or have changed since the last scan.
+
+    Args:
+        samples: Images to look at.
+        cache: JSON file of verdicts by path, size and modification time; rewritten when anything is new.
+    """
+    known = _read_cache(cache)
+    verdicts: dict[int, Verdict] = {}
+    entries: dict[str, list[object]] = {}
+    todo: list[int] = []
+    for index, sample in enumerate(samples):
+        stamp = _stamp(sample.image) if isinstance(sample.image, Path) else None
+        entry = known.get(str(sample.image)) if stamp else None
+        if entry is not None and entry[:2] == stamp:
+            verdicts[index] = Verdict(sha256=str(entry[2]), problem=str(entry[3]))
+            entries[str(sample.image)] = entry
+        else:
+            todo.append(index)
+    pool = ThreadPoolExecutor(os.cpu_count())
+    try:
+        for index, (stamp, verdict) in zip(
+            todo, pool.map(_look, [samples[index] for index in todo]), strict=True
+        ):
+            verdicts[index] = verdict
+            if stamp:
+                entries[str(samples[index].image)] = [*stamp, verdict.sha256, verdict.problem]
+    finally:
+        # Also after Ctrl-C: what was read is kept.
+        pool.shutdown(wait=True, cancel_futures=True)
+        if entries and entries != known:
+            body = {"schema": SCHEMA, "decode": DECODE, "files": entries}
+            # Only a cache: without it the next run reads the images again.
+            with contextlib.suppress(StorageError):
+                write_atomically(cache, canonical(body) + "\n")
+    return [verdicts[index] for index in range(len(samples))]
+
+
+def content_sha256(image: bytes | Pixels) -> str:
+    """Return the SHA-256 of a file's content, or of the shape and pixels of an array."""
+    if isinstance(image, bytes):
+        return hashlib.sha256(image).hexdigest()
+    return hashlib.sha256(f"uint8 {image.shape} ".encode() + image.tobytes()).hexdigest()
+
+
+def _look(sample: Sample) -> tuple[list[int] | None, Verdict]:
+    sha256 = ""
+    stamp = None
+    try:
+        image = sample.image
+        if isinstance(image, Path):
+            # Taken before the content: a file that is being written is read again next time.
+            stamp = _stamp(image)
+            content: bytes | Pixels = read_bytes(image, sample.id)
+        else:
+            content = image
+        sha256 = content_sha256(content)
+        decode(content, sample.id)
+    except DataError as error:
+        return stamp, Verdict(sha256=sha256, problem=error.why)
+    return stamp, Verdict(sha256=sha256, problem="")
+
+
+def _stamp(path: Path) -> list[int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _read_cache(cache: Path) -> dict[str, list[object]]:
+    try:
+        body = json.loads(cache.read_text(encoding="utf-8"))
+        if body["schema"] != SCHEMA or body["decode"] != DECODE:
+            return {}
+        return {path: entry for path, entry in body["files"].items() if len(entry) == 4}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}

@@ -1,0 +1,132 @@
+"""What a network sees of a bank: seeded augmented views for training, centre crops for evaluation."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from harness.data.bank import Bank, centre_crop
+from harness.errors import PluginError
+
+
+def train_batch(
+    bank: Bank,
+    rows: Sequence[int],
+    view: int,
+    policy: Callable[[Tensor], Tensor],
+    policy_name: str,
+    dataset_key: str,
+) -> Tensor:
+    """Augment some images of a bank.
+
+    Each image's random numbers are drawn from (policy, data set, image, view) and nothing else, so a view
+    is the same in any batch, order, process and trial. The global generators are left as they were.
+
+    Args:
+        bank: Decoded images.
+        rows: Which of them.
+        view: Number of the view; the epoch, say.
+        policy: Maps uint8 (3, H, W) to uint8 (3, S, S).
+        policy_name: Name of the policy.
+        dataset_key: Fingerprint of the data set.
+
+    Returns:
+        uint8 (N, 3, S, S), contiguous.
+
+    Raises:
+        PluginError: The policy fails, or returns another type or shape.
+    """
+    views: list[Tensor] = []
+    with _kept_generators():
+        for row in rows:
+            item = bank.items[row]
+            _seed_generators(_seed(policy_name, dataset_key, item.id, item.sha256, view))
+            image = bank.image(row)
+            try:
+                result = policy(image)
+            except Exception as error:
+                text = str(error).partition("\n")[0]
+                raise PluginError(
+                    f"augmentation {policy_name!r} fails on an image of shape {tuple(image.shape)}",
+                    where=item.id,
+                    why=f"{type(error).__name__}: {text}",
+                ) from error
+            _check(result, views[0] if views else None, policy_name, item.id)
+            views.append(result)
+    return torch.stack(views)
+
+
+def eval_batch(bank: Bank, rows: Sequence[int], size: int) -> Tensor:
+    """Return centre crops of some images of a bank: uint8 (N, 3, size, size), contiguous."""
+    return torch.stack([centre_crop(bank.image(row), size).contiguous() for row in rows])
+
+
+def normalise(
+    batch: Tensor,
+    mean: Sequence[float],
+    std: Sequence[float],
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Return `(batch / 255 - mean) / std`, computed in float32 on the device.
+
+    Args:
+        batch: uint8 (N, 3, S, S).
+        mean: Of each channel, in [0, 1].
+        std: Of each channel, above 0.
+        device: Where the result lies.
+        dtype: Floating type of the result.
+
+    Returns:
+        (N, 3, S, S).
+    """
+    # Bytes travel, floats are made at their destination: a quarter of the transfer.
+    values = batch.to(device, non_blocking=True).to(torch.float32)
+    shift = torch.tensor(mean, device=device).view(3, 1, 1)
+    scale = torch.tensor(std, device=device).view(3, 1, 1)
+    return values.div_(255).sub_(shift).div_(scale).to(dtype)
+
+
+def _seed(*parts: str | int) -> int:
+    text = "\0".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
+def _seed_generators(seed: int) -> None:
+    # Not torch.manual_seed: it also reaches for every GPU.
+    torch.default_generator.manual_seed(seed)
+    np.random.seed(seed & 0xFFFFFFFF)
+    random.seed(seed)
+
+
+@contextmanager
+def _kept_generators() -> Iterator[None]:
+    of_torch, of_numpy, of_python = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(of_torch)
+        np.random.set_state(of_numpy)
+        random.setstate(of_python)
+
+
+def _check(result: object, first: Tensor | None, policy_name: str, where: str) -> None:
+    if not isinstance(result, Tensor):
+        found = f"returns {type(result).__name__}"
+    elif result.dtype != torch.uint8:
+        found = f"returns {result.dtype}"
+    elif result.ndim != 3 or result.shape[0] != 3 or result.shape[1] != result.shape[2]:
+        found = f"returns shape {tuple(result.shape)}"
+    elif first is not None and result.shape != first.shape:
+        found = f"returns shape {tuple(result.shape)} after {tuple(first.shape)}"
+    else:
+        return
+    raise PluginError(
+        f"augmentation {policy_name!r} {found}", where=where, why="it must return uint8 (3, size, size)"
+    )

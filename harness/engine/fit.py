@@ -1,0 +1,197 @@
+"""The training loop: plain torch, one loop for every trial."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import timm.optim
+import timm.utils
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from harness import metrics
+from harness.engine.freeze import FreezePlan, set_train_mode
+from harness.engine.source import Source
+from harness.records import EpochRecord, TrialConfig
+from harness.specs import OptimizerSpec, ParamGroup, ScheduleSpec
+
+Prediction: TypeAlias = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]
+"""Class probabilities (N, C) and labels (N,), in the order of their split."""
+
+
+class DivergedError(Exception):
+    """The loss or the outputs stopped being finite numbers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitResult:
+    """What training leaves behind."""
+
+    model: nn.Module
+    """The weights to evaluate: the averaged ones where an average was kept."""
+    curve: tuple[EpochRecord, ...]
+    val: Prediction
+    """Of the last epoch."""
+    pruned: bool
+    seconds: float
+    images: int
+
+
+def fit(
+    model: nn.Module,
+    source: Source,
+    config: TrialConfig,
+    *,
+    plan: FreezePlan,
+    loss: nn.Module,
+    optimizer: OptimizerSpec,
+    schedule: ScheduleSpec,
+    num_classes: int,
+    device: torch.device,
+    on_step: Callable[[], None],
+    on_epoch: Callable[[EpochRecord], bool],
+) -> FitResult:
+    """Train a model and evaluate it on the validation split after each epoch.
+
+    Args:
+        model: On `device`, with `plan` applied.
+        source: Yields the batches.
+        config: Epochs, batch size, learning rate and the like.
+        plan: Says which modules stay in evaluation mode.
+        loss: `(logits, labels) -> scalar`.
+        optimizer: Builds the optimizer from the trainable parameters.
+        schedule: Follows the warm-up.
+        num_classes: C.
+        device: Where it trains.
+        on_step: Called after each step.
+        on_epoch: Called after each epoch; true ends the training.
+
+    Raises:
+        DivergedError: The loss or the logits are not finite.
+    """
+    loss = loss.to(device)
+    updater = build_optimizer(model, loss, config, optimizer)
+    base = [group["lr"] for group in updater.param_groups]
+    steps_per_epoch = max(1, source.train_size // config.batch_size)
+    factor = warmed_up(schedule, config.epochs * steps_per_epoch, config.warmup)
+    average = timm.utils.ModelEmaV3(model, decay=config.ema, use_warmup=True) if config.ema else None
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    evaluated = average.module if average else model
+
+    step = images = 0
+    curve: list[EpochRecord] = []
+    pruned = False
+    training_seconds = 0.0
+    for epoch in range(config.epochs):
+        started = time.perf_counter()
+        set_train_mode(model, plan)
+        total = torch.zeros((), device=device)
+        batches = 0
+        for inputs, labels in source.train_batches(epoch, config.batch_size, config.seed):
+            for group, lr in zip(updater.param_groups, base, strict=True):
+                group["lr"] = lr * factor(step)
+            with autocast(config.precision, device):
+                logits = model(inputs)
+            value = loss(logits.float(), labels)
+            updater.zero_grad(set_to_none=True)
+            value.backward()
+            if config.clip_grad:
+                nn.utils.clip_grad_norm_(trainable, config.clip_grad)
+            updater.step()
+            if average:
+                average.update(model, step=step)
+            total += value.detach()
+            batches += 1
+            images += len(labels)
+            step += 1
+            on_step()
+        mean_loss = float(total) / batches
+        if not np.isfinite(mean_loss):
+            raise DivergedError(f"the training loss is {mean_loss} in epoch {epoch + 1}, lr {config.lr:.3g}")
+        training_seconds += time.perf_counter() - started
+        val = predict_split(evaluated, source, "val", config, device, on_step)
+        probabilities, labels_seen = val
+        accuracy, f1 = metrics.point_scores(labels_seen, probabilities.argmax(axis=1), num_classes)
+        record = EpochRecord(
+            epoch=epoch + 1,
+            lr=base[0] * factor(step - 1),
+            train_loss=mean_loss,
+            val_accuracy=accuracy,
+            val_f1=f1,
+            seconds=time.perf_counter() - started,
+        )
+        curve.append(record)
+        # The last epoch's verdict changes nothing: the trial is complete.
+        if on_epoch(record) and epoch + 1 < config.epochs:
+            pruned = True
+            break
+    return FitResult(
+        model=evaluated,
+        curve=tuple(curve),
+        val=val,
+        pruned=pruned,
+        seconds=training_seconds,
+        images=images,
+    )
+
+
+def predict_split(
+    model: nn.Module,
+    source: Source,
+    split: str,
+    config: TrialConfig,
+    device: torch.device,
+    on_step: Callable[[], None] = lambda: None,
+) -> Prediction:
+    """Return class probabilities and labels of a split.
+
+    Raises:
+        DivergedError: A logit is not finite. Its argmax would be a legal class, and its score a lie.
+    """
+    model.eval()
+    outputs, labels = [], []
+    with torch.inference_mode():
+        for inputs, batch_labels in source.eval_batches(split, config.batch_size):
+            with autocast(config.precision, device):
+                logits = model(inputs)
+            outputs.append(torch.softmax(logits.float(), dim=1).cpu())
+            labels.append(batch_labels.cpu())
+            on_step()
+    probabilities = torch.cat(outputs).numpy()
+    if not np.isfinite(probabilities).all():
+        raise DivergedError(f"outputs on the {split} split are not finite, lr {config.lr:.3g}")
+    return probabilities, torch.cat(labels).numpy()
+
+
+def build_optimizer(model: nn.Module, loss: nn.Module, config: TrialConfig, spec: OptimizerSpec) -> Optimizer:
+    """Build the optimizer over what trains; biases and norm scales get no weight decay."""
+    # timm's networks name more parameters that decay would hurt: position embeddings and the like.
+    name_exempt: Any = getattr(model, "no_weight_decay", None)
+    exempt = name_exempt() if callable(name_exempt) else ()
+    groups: list[ParamGroup] = timm.optim.param_groups_weight_decay(
+        model, weight_decay=config.weight_decay, no_weight_decay_list=exempt
+    )
+    own = [parameter for parameter in loss.parameters() if parameter.requires_grad]
+    groups.append({"params": own, "weight_decay": 0.0})
+    return spec.build([{**group, "lr": config.lr} for group in groups if group["params"]])
+
+
+def warmed_up(schedule: ScheduleSpec, steps: int, warmup: float) -> Callable[[int], float]:
+    """Return step -> factor on the learning rate: a linear rise, then the schedule."""
+    warm = int(steps * warmup)
+    after = schedule.build(max(1, steps - warm))
+    return lambda step: (step + 1) / (warm + 1) if step < warm else after(step - warm)
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
+    """Return the autocast context: bf16 on a GPU unless fp32 is asked for."""
+    if precision == "bf16" or (precision == "auto" and device.type == "cuda"):
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return nullcontext()

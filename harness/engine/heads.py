@@ -1,0 +1,68 @@
+"""How the new head starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from harness.errors import UsageError
+
+HeadInit: TypeAlias = Literal["timm", "xavier", "kaiming", "zero"]
+
+
+def init_head(model: nn.Module, head: Sequence[str], how: HeadInit, *, seed: int) -> None:
+    """Initialise the linear and convolutional layers of the head in place.
+
+    A seed gives the same values on every device, and no global random state moves.
+
+    Args:
+        model: Holds the head.
+        head: Names of the head's modules, as in `FreezePlan.head`.
+        how: `timm` leaves what the backbone's own library set. `xavier`: uniform weights (Glorot and Bengio,
+            AISTATS 2010), `kaiming`: normal weights for ReLU, by fan-in (He et al., ICCV 2015), both with
+            zero biases. `zero`: the last layer of each module is all zeros, so that training starts from equal
+            logits; a hidden layer before it keeps its values, for two layers of zeros would never learn.
+        seed: Of the weights.
+
+    Raises:
+        UsageError: `how` is unknown, or a module of the head has no layer to initialise.
+    """
+    if how not in ("timm", "xavier", "kaiming", "zero"):
+        raise UsageError(f"head_init must be one of timm, xavier, kaiming, zero (got {how!r})")
+    if how == "timm":
+        return
+    generator = torch.Generator().manual_seed(seed)
+    seen: set[nn.Module] = set()
+    for name in head:
+        layers = [
+            layer
+            for layer in model.get_submodule(name).modules()
+            if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d)
+        ]
+        if not layers:
+            raise UsageError(
+                f"the head {name!r} has no linear or convolutional layer",
+                where=f"head_init = {how!r}",
+                fixes=["use head_init = 'timm', which leaves the head as it is built"],
+            )
+        for layer in layers[-1:] if how == "zero" else layers:
+            if layer not in seen:
+                seen.add(layer)
+                _init_layer(layer, how, generator)
+
+
+def _init_layer(layer: nn.Linear | nn.Conv1d | nn.Conv2d, how: HeadInit, generator: torch.Generator) -> None:
+    # Drawn on the CPU in float32: the values depend neither on the device nor on the precision.
+    weight = torch.zeros(layer.weight.shape)
+    if how == "xavier":
+        nn.init.xavier_uniform_(weight, generator=generator)
+    elif how == "kaiming":
+        nn.init.kaiming_normal_(weight, mode="fan_in", nonlinearity="relu", generator=generator)
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+        bias: Tensor | None = layer.bias
+        if bias is not None:
+            bias.zero_()

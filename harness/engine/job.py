@@ -1,0 +1,53 @@
+"""What an engine is asked to do and what it answers; travels between processes and imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from harness.data.manifest import Item, Manifest
+from harness.records import CostRecord, EpochRecord, Kind, Scores, State, TrialConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSettings:
+    """What an engine is built from."""
+
+    plugins: tuple[str, ...]
+    """`-p` values."""
+    manifest: Manifest
+    """Without the test split."""
+    device: str
+    threads: int
+    home: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialJob:
+    """One training to do."""
+
+    kind: Kind
+    number: int
+    config: TrialConfig
+    weights: Path | None
+    """The checkpoint to start from; None for scratch."""
+    folder: Path
+    """Where predictions and weights go."""
+    test: tuple[Item, ...] = ()
+    """The test split, for a finalist alone: nobody else is given it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialOutcome:
+    """What came out of a training."""
+
+    state: State
+    reason: str = ""
+    detail: str = ""
+    """A traceback, for the study's folder."""
+    scores: Mapping[str, Scores] = field(default_factory=dict)
+    curve: tuple[EpochRecord, ...] = ()
+    cost: CostRecord | None = None
+    predictions: Mapping[str, str] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)

@@ -1,0 +1,267 @@
+"""One trial, from a configuration to saved predictions."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import safetensors.numpy
+import safetensors.torch
+import torch
+from torch import nn
+
+from harness import metrics
+from harness.data.bank import Bank, short_side
+from harness.data.manifest import Item, Manifest
+from harness.engine.fit import DivergedError, FitResult, fit, predict_split
+from harness.engine.freeze import FreezePlan, apply_freeze, frozen_flop_share, plan_freeze
+from harness.engine.heads import init_head
+from harness.engine.job import TrialJob, TrialOutcome
+from harness.engine.source import ImageSource
+from harness.errors import HarnessError, UsageError
+from harness.records import CostRecord, EpochRecord, Scores, TrialConfig, file_sha256
+from harness.registry import Registry
+from harness.specs import BackboneSpec, ClassInfo, InputSpec
+
+
+class Engine:
+    """Runs trials of one study on one device; keeps decoded images between them.
+
+    Args:
+        registry: Where components come from.
+        manifest: The data set without its test split.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
+        threads: CPU threads; 0 takes all cores.
+        home: Folder of decoded banks.
+    """
+
+    def __init__(
+        self, registry: Registry, manifest: Manifest, *, device: str, threads: int, home: Path
+    ) -> None:
+        self._registry = registry
+        self._manifest = manifest
+        self._home = home
+        self._dataset_key = manifest.protocol().splits["train"]
+        self.device = choose_device(device)
+        if threads:
+            torch.set_num_threads(threads)
+
+    def run(
+        self, job: TrialJob, *, on_step: Callable[[], None], on_epoch: Callable[[EpochRecord], bool]
+    ) -> TrialOutcome:
+        """Train and evaluate; whatever goes wrong with the trial is its outcome, not an error."""
+        environment = environment_facts(self.device)
+        curve: list[EpochRecord] = []
+
+        def keep(record: EpochRecord) -> bool:
+            curve.append(record)
+            return on_epoch(record)
+
+        try:
+            with torch.random.fork_rng():
+                outcome = self._train(job, on_step, keep)
+            return dataclasses.replace(outcome, environment=environment)
+        except DivergedError as error:
+            reason, detail = f"nan: {error}", ""
+        except torch.OutOfMemoryError as error:
+            config = job.config
+            reason = f"oom: batch {config.batch_size} at {config.image_size} px: {_line(error)}"
+            detail = ""
+        except HarnessError as error:
+            reason, detail = f"error: {error.what}", traceback.format_exc()
+        except Exception as error:
+            reason, detail = f"error: {_line(error)}", traceback.format_exc()
+        finally:
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+        return TrialOutcome(
+            state="failed", reason=reason, detail=detail, curve=tuple(curve), environment=environment
+        )
+
+    def _train(
+        self, job: TrialJob, on_step: Callable[[], None], on_epoch: Callable[[EpochRecord], bool]
+    ) -> TrialOutcome:
+        config, manifest = job.config, self._manifest
+        num_classes = len(manifest.classes)
+        backbone = self._registry.backbones.get(config.backbone).spec
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+
+        torch.manual_seed(config.seed)
+        model, plan = build_model(backbone, config, num_classes, job.weights)
+        flop_share = frozen_flop_share(model, plan, config.image_size)
+        source = self._source(config, job.test, input_of(backbone, config))
+        counts = manifest.counts()["train"]
+        model.to(self.device)
+        on_step()
+        # After everything that may draw, so that dropout depends on the seed alone.
+        torch.manual_seed(config.seed)
+        fitted = fit(
+            model,
+            source,
+            config,
+            plan=plan,
+            loss=self._registry.losses.get(config.loss).spec.build(
+                ClassInfo(num_classes=num_classes, counts=counts)
+            ),
+            optimizer=self._registry.optimizers.get(config.optimizer).spec,
+            schedule=self._registry.schedules.get(config.schedule).spec,
+            num_classes=num_classes,
+            device=self.device,
+            on_step=on_step,
+            on_epoch=on_epoch,
+        )
+        scores, predictions = self._evaluate(job, fitted, source, num_classes, on_step)
+        if job.kind == "final":
+            job.folder.mkdir(parents=True, exist_ok=True)
+            safetensors.torch.save_model(fitted.model, str(job.folder / "model.safetensors"))
+        return TrialOutcome(
+            state="pruned" if fitted.pruned else "complete",
+            reason=f"pruned at epoch {len(fitted.curve)} of {config.epochs}" if fitted.pruned else "",
+            scores=scores,
+            curve=fitted.curve,
+            cost=self._cost(model, plan, fitted, flop_share),
+            predictions=predictions,
+        )
+
+    def _source(self, config: TrialConfig, test: tuple[Item, ...], inputs: InputSpec) -> ImageSource:
+        items = {"train": self._manifest.of("train"), "val": self._manifest.of("val"), "test": test}
+        items = {split: part for split, part in items.items() if part}
+        resize = short_side(inputs.size, inputs.crop)
+        policy = self._registry.augmentations.get(config.augmentation).spec.build(inputs)
+        return ImageSource(
+            {
+                split: Bank.open(part, resize, inputs.interpolation, self._home)
+                for split, part in items.items()
+            },
+            {split: torch.tensor([item.label for item in part]) for split, part in items.items()},
+            policy=policy,
+            policy_name=config.augmentation,
+            dataset_key=self._dataset_key,
+            inputs=inputs,
+            device=self.device,
+        )
+
+    def _evaluate(
+        self,
+        job: TrialJob,
+        fitted: FitResult,
+        source: ImageSource,
+        num_classes: int,
+        on_step: Callable[[], None],
+    ) -> tuple[dict[str, Scores], dict[str, str]]:
+        """Score each split from the predictions that are saved, and save them."""
+        items = {"val": self._manifest.of("val"), "test": job.test}
+        scores: dict[str, Scores] = {}
+        tensors: dict[str, npt.NDArray[Any]] = {}
+        for split, part in items.items():
+            if not part:
+                continue
+            probabilities, labels = (
+                fitted.val
+                if split == "val"
+                else predict_split(fitted.model, source, split, job.config, self.device, on_step)
+            )
+            scores[split] = metrics.evaluate(labels, probabilities.argmax(axis=1), num_classes)
+            tensors[f"{split}.probabilities"] = probabilities
+            tensors[f"{split}.labels"] = labels
+            tensors[f"{split}.images"] = np.array(
+                [list(bytes.fromhex(item.sha256)) for item in part], dtype=np.uint8
+            )
+        job.folder.mkdir(parents=True, exist_ok=True)
+        path = job.folder / "predictions.safetensors"
+        safetensors.numpy.save_file(tensors, str(path))
+        return scores, {path.name: file_sha256(path)}
+
+    def _cost(
+        self, model: nn.Module, plan: FreezePlan, fitted: FitResult, flop_share: float | None
+    ) -> CostRecord:
+        params = sum(parameter.numel() for parameter in model.parameters())
+        trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        return CostRecord(
+            seconds=fitted.seconds,
+            images_per_second=fitted.images / fitted.seconds,
+            params=params,
+            trainable=trainable,
+            frozen_param_share=plan.param_share,
+            frozen_flop_share=flop_share,
+            peak_memory=peak_memory(self.device),
+        )
+
+
+def build_model(
+    backbone: BackboneSpec, config: TrialConfig, num_classes: int, weights: Path | None
+) -> tuple[nn.Module, FreezePlan]:
+    """Build a backbone with a new head and freeze it; draws from torch's global generator."""
+    model = backbone.build(num_classes, weights, config.image_size)
+    blocks = backbone.blocks(model) if backbone.blocks else None
+    head = backbone.head(model) if backbone.head else None
+    plan = plan_freeze(model, config.freeze_depth, blocks=blocks, head=head, image_size=config.image_size)
+    init_head(model, plan.head, config.head_init, seed=config.seed)
+    apply_freeze(model, plan)
+    return model, plan
+
+
+def input_of(backbone: BackboneSpec, config: TrialConfig) -> InputSpec:
+    """Return how images enter the backbone in this trial."""
+    return dataclasses.replace(backbone.input, size=config.image_size)
+
+
+def choose_device(device: str) -> torch.device:
+    """Return the device asked for; `auto` takes a GPU where there is one.
+
+    Raises:
+        UsageError: The device is not there.
+    """
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    chosen = torch.device(device)
+    missing = (chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count()) or (
+        chosen.type == "mps" and not torch.backends.mps.is_available()
+    )
+    if missing:
+        raise UsageError(
+            f"device {device!r} is not available",
+            why=f"torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices",
+            fixes=["use --device auto or --device cpu", "run harness doctor"],
+        )
+    return chosen
+
+
+def environment_facts(device: torch.device) -> dict[str, str]:
+    """Return what a reader needs to repeat a run; nothing that names a user or a machine."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return {
+        "device": name,
+        "threads": str(torch.get_num_threads()),
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "cuda": str(torch.version.cuda) if device.type == "cuda" else "",
+        "cudnn": str(torch.backends.cudnn.version()) if device.type == "cuda" else "",
+    }
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return peak bytes: allocated on a GPU, resident on a CPU."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    try:
+        import resource
+    except ImportError:  # Windows has no such module
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _line(error: Any) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__

@@ -1,0 +1,51 @@
+"""Optuna's samplers and pruners, set up so that a resumed study proposes what an uninterrupted one would."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from typing import TYPE_CHECKING
+
+from harness.config import SearchConfig
+from harness.search.space import Space
+
+if TYPE_CHECKING:
+    import optuna
+
+STARTUP_TRIALS = 6
+"""Random trials before TPE and GP model the scores, and before the median pruner prunes."""
+
+
+def derive_seed(seed: int, purpose: str, number: int) -> int:
+    """Return a seed of 31 bits for one trial, from the study's seed."""
+    text = f"{seed}/{purpose}/{number}".encode()
+    return int.from_bytes(hashlib.sha256(text).digest()[:4], "big") >> 1
+
+
+def build_sampler(search: SearchConfig, space: Space, seed: int) -> optuna.samplers.BaseSampler:
+    """Return a fresh sampler; one is built for each trial, so that it depends on the history alone."""
+    import optuna
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        if search.sampler == "random":
+            return optuna.samplers.RandomSampler(seed=seed)
+        if search.sampler == "gp":
+            return optuna.samplers.GPSampler(seed=seed, n_startup_trials=STARTUP_TRIALS)
+        if search.sampler == "grid":
+            # One seed for the whole study: the sampler visits an order drawn from it.
+            return optuna.samplers.GridSampler(space.grid(), seed=0)
+        return optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS)
+
+
+def build_pruner(search: SearchConfig, epochs: int) -> optuna.pruners.BasePruner:
+    """Return the pruner; its resource is the epoch."""
+    import optuna
+
+    if search.pruner == "none":
+        return optuna.pruners.NopPruner()
+    if search.pruner == "hyperband":
+        return optuna.pruners.HyperbandPruner(min_resource=1, max_resource=epochs, reduction_factor=3)
+    if search.pruner == "halving":
+        return optuna.pruners.SuccessiveHalvingPruner(min_resource=min(3, epochs), reduction_factor=3)
+    return optuna.pruners.MedianPruner(n_startup_trials=STARTUP_TRIALS, n_warmup_steps=max(1, epochs // 4))

@@ -1,0 +1,199 @@
+"""The search space: resolved once against the installed plugins, then frozen with its study."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
+
+from harness.config import Range, StudyConfig
+from harness.errors import HarnessError, UsageError
+from harness.records import TrialConfig
+from harness.registry import Registry
+
+if TYPE_CHECKING:
+    import optuna
+
+Value: TypeAlias = str | float
+
+# The axes of `SpaceConfig` that name components, and the catalog each is looked up in.
+COMPONENTS = {
+    "backbone": "backbone",
+    "optimizer": "optimizer",
+    "augmentation": "augmentation",
+    "loss": "loss",
+    "schedule": "schedule",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Axis:
+    """One dimension: choices, or an interval."""
+
+    name: str
+    choices: tuple[Value, ...] = ()
+    low: float = 0.0
+    high: float = 0.0
+    step: float | None = None
+    log: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Space:
+    """What a study searches; independent of what is installed later."""
+
+    axes: tuple[Axis, ...]
+    lr_bounds: Mapping[str, tuple[float, float]]
+    """By optimizer, for the axis `lr_position`: 0 is the lower bound, 1 the upper one, on a log scale."""
+    image_sizes: Mapping[str, int]
+    """Input size of each backbone, in pixels."""
+
+    def suggest(self, trial: optuna.Trial) -> dict[str, Value]:
+        """Ask Optuna for a point."""
+        return {axis.name: _suggest(trial, axis) for axis in self.axes}
+
+    def grid(self) -> dict[str, list[Value]]:
+        """Return all values of each axis.
+
+        Raises:
+            UsageError: An axis is continuous.
+        """
+        return {axis.name: list(_values(axis)) for axis in self.axes if len(axis.choices) != 1}
+
+    def size(self) -> int | None:
+        """Return the number of points, or None when an axis is continuous."""
+        try:
+            return math.prod(len(values) for values in self.grid().values())
+        except UsageError:
+            return None
+
+    def trial_config(self, study: StudyConfig, point: Mapping[str, Value], seed: int) -> TrialConfig:
+        """Turn a point into what one training is told."""
+        values = dict(point)
+        if "lr_position" in values:
+            low, high = self.lr_bounds[str(values["optimizer"])]
+            values["lr"] = low * (high / low) ** float(values.pop("lr_position"))
+        train = study.train
+        return TrialConfig(
+            **values,  # type: ignore[arg-type]
+            image_size=self.image_sizes[str(values["backbone"])],
+            init=study.init,
+            epochs=train.epochs,
+            batch_size=train.batch_size,
+            warmup=train.warmup,
+            ema=train.ema,
+            clip_grad=train.clip_grad,
+            precision=train.precision,
+            seed=seed,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the form that is stored with the study."""
+        return dataclasses.asdict(self)
+
+    @staticmethod
+    def from_json(value: Mapping[str, Any]) -> Space:
+        """Restore a stored space."""
+        return Space(
+            axes=tuple(Axis(**{**axis, "choices": tuple(axis["choices"])}) for axis in value["axes"]),
+            lr_bounds={name: (low, high) for name, (low, high) in value["lr_bounds"].items()},
+            image_sizes=dict(value["image_sizes"]),
+        )
+
+
+def resolve_space(study: StudyConfig, registry: Registry, *, where: str = "study") -> Space:
+    """Expand globs and check every name against the installed plugins.
+
+    Raises:
+        UsageError: Names that do not exist, all at once.
+    """
+    chosen: dict[str, list[str]] = {}
+    errors: list[HarnessError] = []
+    for field, kind in COMPONENTS.items():
+        names: list[str] = []
+        for pattern in getattr(study.space, field):
+            try:
+                names += registry.catalog(kind).expand(pattern)
+            except UsageError as error:
+                errors.append(error)
+        chosen[field] = list(dict.fromkeys(names))
+    if len(errors) == 1:
+        errors[0].where = where
+        raise errors[0]
+    if errors:
+        raise UsageError(
+            f"invalid study, {len(errors)} errors\n" + "\n".join(f"  {error.what}" for error in errors),
+            where=where,
+        )
+    axes = [
+        _names_axis("backbone", chosen["backbone"]),
+        _number_axis("freeze_depth", study.space.freeze_depth),
+        Axis(name="lr_position", low=0.0, high=1.0)
+        if study.space.lr == "auto"
+        else _number_axis("lr", study.space.lr),
+        _names_axis("optimizer", chosen["optimizer"]),
+        _names_axis("augmentation", chosen["augmentation"]),
+        _names_axis("loss", chosen["loss"]),
+        _names_axis("schedule", chosen["schedule"]),
+        _number_axis("weight_decay", study.space.weight_decay),
+        _names_axis("head_init", list(study.space.head_init)),
+    ]
+    bounds = {name: registry.optimizers.get(name).spec.lr for name in chosen["optimizer"]}
+    return Space(
+        axes=tuple(axes), lr_bounds=bounds, image_sizes=_image_sizes(study, chosen["backbone"], registry)
+    )
+
+
+def _image_sizes(study: StudyConfig, backbones: list[str], registry: Registry) -> dict[str, int]:
+    sizes = {}
+    for name in backbones:
+        spec = registry.backbones.get(name).spec
+        size = study.train.image_size or spec.input.size
+        if spec.fixed_size and size != spec.input.size:
+            raise UsageError(
+                f"backbone {name!r} takes images of {spec.input.size} px only, not {size}",
+                where="train.image_size",
+                fixes=["leave image_size out", "leave the backbone out"],
+            )
+        sizes[name] = size
+    return sizes
+
+
+def _names_axis(name: str, values: list[str]) -> Axis:
+    return Axis(name=name, choices=tuple(values))
+
+
+def _number_axis(name: str, values: Range | tuple[float, ...]) -> Axis:
+    if isinstance(values, Range):
+        return Axis(name=name, low=values.low, high=values.high, step=values.step, log=values.log)
+    numbers = sorted(set(values))
+    gaps = {round(b - a, 9) for a, b in itertools.pairwise(numbers)}
+    if len(numbers) > 2 and len(gaps) == 1:
+        # Evenly spaced numbers have an order that the sampler can use; bare choices have none.
+        return Axis(name=name, low=numbers[0], high=numbers[-1], step=gaps.pop())
+    return Axis(name=name, choices=tuple(numbers))
+
+
+def _suggest(trial: optuna.Trial, axis: Axis) -> Value:
+    if len(axis.choices) == 1:
+        return axis.choices[0]
+    if axis.choices:
+        return cast(Value, trial.suggest_categorical(axis.name, list(axis.choices)))
+    # Rounding keeps 0.30000000000000004 out of records and digests.
+    value = trial.suggest_float(axis.name, axis.low, axis.high, step=axis.step, log=axis.log)
+    return round(value, 9) if axis.step else value
+
+
+def _values(axis: Axis) -> Iterator[Value]:
+    if axis.choices:
+        yield from axis.choices
+    elif axis.step:
+        count = math.floor((axis.high - axis.low) / axis.step + 1e-9) + 1
+        yield from (round(axis.low + index * axis.step, 9) for index in range(count))
+    else:
+        raise UsageError(
+            f"sampler 'grid' needs a list or a step for space.{axis.name.removesuffix('_position')}"
+        )

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import pytest
+
+TINY = {
+    "dataset": "dots",
+    "init": "scratch",
+    "trials": 4,
+    "space": {"backbone": ["tiny-net", "wide-net"], "freeze_depth": [0.0, 0.5, 1.0], "augmentation": "none"},
+    "train": {"epochs": 3, "batch_size": 8},
+    "finalize": {"top": 1},
+    "run": {"executor": "inline", "device": "cpu", "threads": 1},
+}
+"""A study of seconds on the test plugin."""
+
+
+@pytest.fixture(autouse=True)
+def own_folders(tmp_path, monkeypatch):
+    """No test reads or writes the user's caches, or the studies of the current folder."""
+    monkeypatch.setenv("HARNESS_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HARNESS_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
+
+
+@pytest.fixture
+def registry():
+    from harness import load_registry
+
+    return load_registry(["tiny_plugin", "no:terminal"])
+
+
+@pytest.fixture
+def tiny():
+    """Return a function that makes a study on the test plugin, with changes."""
+    from harness.config import parse_study
+
+    def make(**changes):
+        values = {key: dict(value) if isinstance(value, dict) else value for key, value in TINY.items()}
+        for key, value in changes.items():
+            values[key] = {**values.get(key, {}), **value} if isinstance(value, dict) else value
+        return parse_study(values)
+
+    return make
+
+
+@pytest.fixture
+def harness_cli(capsys):
+    """Return a function that runs a command line in this process and returns (code, stdout, stderr)."""
+    from harness.cli import main
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as caught:
+            main([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        return caught.value.code, out, err
+
+    return run

@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+TINY = (
+    *("--dataset", "dots", "--init", "scratch", "--backbone", "tiny-net", "--augmentation", "none"),
+    *(
+        "--epochs",
+        "2",
+        "--batch-size",
+        "8",
+        "--trials",
+        "2",
+        "--finalists",
+        "1",
+        "--device",
+        "cpu",
+        "--threads",
+        "1",
+    ),
+    *("--set", "run.executor=inline"),
+)
+
+
+@pytest.fixture
+def run(harness_cli):
+    def call(*arguments):
+        return harness_cli("-p", "tiny_plugin", *arguments)
+
+    return call
+
+
+def test_run_prints_progress_to_stderr_and_the_leaderboard_to_stdout(run):
+    code, out, err = run("study", "run", *TINY)
+    assert code == 0, err
+    assert "[1/2] macro-F1" in err
+    assert "[2/2] macro-F1" in err
+    assert "[final] macro-F1" in err
+    assert "tiny-net" in out
+    assert "majority" in out
+    assert "\x1b" not in out + err
+
+
+def test_run_resumes_with_the_same_command(run):
+    run("study", "run", *TINY)
+    code, out, err = run("study", "run", *TINY)
+    assert code == 0
+    assert "resumes at 2 of 2" in err
+    assert "tiny-net" in out
+
+
+def test_json_is_the_only_thing_on_stdout(run):
+    code, out, err = run("study", "run", "--json", *TINY)
+    assert code == 0
+    summary = json.loads(out)
+    assert summary["schema"] == "harness.study-summary/1"
+    assert summary["outcomes"] == {"complete": 2}
+    assert err == ""
+
+
+def test_quiet_prints_the_result_alone(run):
+    code, out, err = run("study", "run", "-q", *TINY)
+    assert code == 0
+    assert "tiny-net" in out
+    assert "[1/2]" not in err
+
+
+def test_reading_commands_show_the_study(run):
+    run("study", "run", "--name", "mine", *TINY)
+    code, out, _ = run("study", "list")
+    assert code == 0
+    assert "mine" in out and "2/2" in out
+    code, out, _ = run("study", "show", "mine")
+    assert out.count("tiny-net") == 3
+    code, out, _ = run("study", "best", "mine")
+    assert "backbone      tiny-net" in out
+    assert "model.safetensors" in out
+    for command in (["list"], ["show", "mine"], ["best", "mine"]):
+        code, out, _ = run("study", *command, "--json")
+        assert code == 0
+        assert json.loads(out)["schema"].startswith("harness.")
+
+
+def test_a_study_file_and_flags_are_one_study(run, tmp_path):
+    file = tmp_path / "x.toml"
+    file.write_text('dataset = "dots"\ntrials = 9\n[space]\nbackbone = "tiny-net"\n')
+    code, out, err = run("study", "run", file, "--trials", "3", "--lr", "1e-4:1e-2", "--dry-run")
+    assert code == 0, err
+    resolved = json.loads(out)
+    assert resolved["study"]["trials"] == 3
+    assert resolved["study"]["space"]["lr"] == {"low": 1e-4, "high": 1e-2, "step": None, "log": True}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["--dataset", "dotz"], 2, "did you mean 'dots'?"),
+        (
+            ["--dataset", "dots", "--backbone", "tiny-nat"],
+            2,
+            "unknown backbone 'tiny-nat', did you mean 'tiny-net'?",
+        ),
+        (["--dataset", "dots", "--optimizer", "adamm"], 2, "unknown optimizer 'adamm', did you mean 'adam"),
+        (
+            ["--dataset", "dots", "--trials", "0"],
+            2,
+            "trials: Input should be greater than or equal to 1 (got 0)",
+        ),
+        (["--dataset", "dots", "--metric", "f2"], 2, "metric: must be one of f1, accuracy"),
+        (["--dataset", "dots", "--lr", "fast"], 2, "write a learning rate as"),
+        (["--dataset", "dots", "--set", "x"], 2, "write --set as KEY=VALUE"),
+        (
+            ["--dataset", "dots", "--set", "train.epoch=3"],
+            2,
+            "train.epoch: unknown key, did you mean 'epochs'?",
+        ),
+        (["--dataset", "./nowhere/"], 5, "nowhere"),
+        (["--dataset", "dots", "--trial", "3"], 2, "--trials"),
+        (["none.toml"], 2, "no such study file"),
+    ],
+)
+def test_a_wrong_command_line_says_what_and_exits(run, arguments, code, said):
+    got, out, err = run("study", "run", "--init", "scratch", *arguments)
+    assert (got, out) == (code, "")
+    assert said in err
+    assert "Traceback" not in err
+
+
+def test_an_unknown_study_is_named_with_the_nearest(run):
+    run("study", "run", "--name", "mine", *TINY)
+    code, _, err = run("study", "show", "mime")
+    assert code == 2
+    assert "unknown study 'mime', did you mean 'mine'?" in err
+
+
+def test_an_unknown_command_is_named_with_the_nearest(harness_cli):
+    code, _, err = harness_cli("stduy")
+    assert code == 2
+    assert "Did you mean 'study'?" in err
+
+
+def test_a_missing_device_is_said_before_any_trial(run):
+    code, _, err = run("study", "run", *TINY, "--device", "cuda:7")
+    assert code == 2
+    assert "device 'cuda:7' is not available" in err
+
+
+def test_a_hostile_study_name_or_class_cannot_reach_the_terminal(run, tmp_path):
+    from PIL import Image
+
+    for split in ("train", "val", "test"):
+        for name, colour in (("[bold]a\x1b[2J", 40), ("b\u202e", 200)):
+            folder = tmp_path / "evil" / split / name
+            folder.mkdir(parents=True)
+            for index in range(2):
+                Image.new("RGB", (24, 24), (colour + index + len(split), 0, 0)).save(folder / f"{index}.png")
+    code, out, err = run("study", "run", *TINY, "--dataset", tmp_path / "evil")
+    assert code == 0, err
+    assert "\x1b" not in out + err
+    assert "\u202e" not in out + err

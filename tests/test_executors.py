@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from harness import run_study
+
+
+def losses(*names):
+    return {
+        "space": {"loss": list(names), "backbone": "tiny-net"},
+        "search": {"pruner": "none", "sampler": "grid"},
+    }
+
+
+@pytest.fixture
+def process(tiny):
+    """A study whose trials run in a worker process."""
+
+    def make(**changes):
+        space = {"lr": 1e-2, "optimizer": "adamw", "freeze_depth": 0.0, **changes.pop("space", {})}
+        return tiny(run={"executor": "process", **changes.pop("run", {})}, space=space, **changes)
+
+    return make
+
+
+def test_a_worker_process_gives_the_bits_of_the_inline_run(process, tiny, registry, tmp_path):
+    apart = run_study(process(trials=2, finalize={"top": 0}), registry=registry, runs=tmp_path / "a")
+    inline = run_study(
+        process(trials=2, finalize={"top": 0}, run={"executor": "inline"}),
+        registry=registry,
+        runs=tmp_path / "b",
+    )
+    assert [r.predictions for r in apart.records] == [r.predictions for r in inline.records]
+    assert apart.records[0].scores == inline.records[0].scores
+
+
+def test_a_crash_costs_one_trial_and_the_worker_is_replaced(process, registry, tmp_path):
+    study = process(trials=2, finalize={"top": 0}, **losses("crashing", "cross-entropy"))
+    result = run_study(study, registry=registry, runs=tmp_path)
+    outcomes = {record.config.loss: (record.state, record.reason) for record in result.records}
+    assert outcomes["crashing"] == ("failed", "crash: the worker process ended with exit code 7")
+    assert outcomes["cross-entropy"] == ("complete", "")
+    assert result.exit_code == 3
+
+
+@pytest.mark.slow
+def test_a_hanging_trial_is_killed_after_the_stall_time(process, registry, tmp_path):
+    study = process(trials=2, finalize={"top": 0}, run={"stall": 10}, **losses("hanging", "cross-entropy"))
+    result = run_study(study, registry=registry, runs=tmp_path)
+    outcomes = {record.config.loss: record.reason for record in result.records}
+    assert outcomes["hanging"] == "hang: no training step for 10 s"
+    assert outcomes["cross-entropy"] == ""
+
+
+def test_a_signal_stops_the_study_and_leaves_no_worker(process, registry, tmp_path):
+    study = process(trials=1, finalize={"top": 0}, train={"epochs": 200}, **losses("slow"))
+
+    def interrupt():
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.glob("*/worker.log")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=interrupt).start()
+    result = run_study(study, registry=registry, runs=tmp_path)
+    assert result.exit_code == 143
+    assert result.records == ()
+    assert not [
+        thread for thread in threading.enumerate() if thread.name == "worker-inbox" and thread.is_alive()
+    ]

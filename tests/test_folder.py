@@ -1,0 +1,193 @@
+from __future__ import annotations
+
+import unicodedata
+from pathlib import Path
+
+import pytest
+
+from harness.data.folder import read_folder
+from harness.errors import DataError
+
+
+def touch(root: Path, *names: str) -> None:
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+
+
+def listed(root: Path) -> list[tuple[str, str, str | None]]:
+    return [(sample.id, sample.label, sample.split) for sample in read_folder(root)]
+
+
+def test_one_folder_per_class(tmp_path: Path) -> None:
+    touch(tmp_path, "dog/b.PNG", "cat/a.jpg", "cat/deep/c.TIFF", "cat/notes.txt")
+    assert listed(tmp_path) == [
+        ("cat/a.jpg", "cat", None),
+        ("cat/deep/c.TIFF", "cat", None),
+        ("dog/b.PNG", "dog", None),
+    ]
+
+
+@pytest.mark.parametrize("val", ["val", "valid", "validation", "Val"])
+def test_split_folders(tmp_path: Path, val: str) -> None:
+    touch(tmp_path, "train/cat/a.jpg", f"{val}/cat/a.jpg", "test/cat/a.jpg")
+    assert {(id, split) for id, _, split in listed(tmp_path)} == {
+        ("train/cat/a.jpg", "train"),
+        (f"{val}/cat/a.jpg", "val"),
+        ("test/cat/a.jpg", "test"),
+    }
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    touch(tmp_path, "train/a.jpg", "bus/b.jpg")
+    assert [label for _, label, _ in listed(tmp_path)] == ["bus", "train"]
+
+
+def test_splits_beside_another_folder_are_refused(tmp_path: Path) -> None:
+    touch(tmp_path, "train/cat/a.jpg", "extra/cat/a.jpg")
+    with pytest.raises(DataError, match="extra"):
+        read_folder(tmp_path)
+
+
+def test_hidden_files_and_folders_are_left_out(tmp_path: Path) -> None:
+    touch(tmp_path, "cat/a.jpg", "cat/.b.jpg", ".ipynb_checkpoints/c.jpg", "__MACOSX/cat/._a.jpg")
+    touch(tmp_path, "cat/.thumbnails/d.jpg")
+    assert [id for id, _, _ in listed(tmp_path)] == ["cat/a.jpg"]
+
+
+def test_symbolic_links_are_not_followed(tmp_path: Path) -> None:
+    root = tmp_path / "photos"
+    touch(root, "cat/a.jpg", "dog/b.jpg")
+    touch(tmp_path, "elsewhere/c.jpg")
+    (root / "cat" / "loop").symlink_to(root)
+    (root / "cat" / "away").symlink_to(tmp_path / "elsewhere")
+    (root / "bird").symlink_to(tmp_path / "elsewhere")
+    (root / "dog" / "c.jpg").symlink_to(tmp_path / "elsewhere" / "c.jpg")
+    assert [id for id, _, _ in listed(root)] == ["cat/a.jpg", "dog/b.jpg"]
+
+
+def test_a_folder_of_links_says_that_they_are_not_followed(tmp_path: Path) -> None:
+    touch(tmp_path, "elsewhere/c.jpg")
+    root = tmp_path / "photos"
+    (root / "cat").mkdir(parents=True)
+    (root / "cat" / "c.jpg").symlink_to(tmp_path / "elsewhere" / "c.jpg")
+    with pytest.raises(DataError) as caught:
+        read_folder(root)
+    assert "1 symbolic link not followed" in caught.value.why
+
+
+def test_the_root_itself_may_be_a_link(tmp_path: Path) -> None:
+    touch(tmp_path, "photos/cat/a.jpg")
+    (tmp_path / "link").symlink_to(tmp_path / "photos")
+    assert [id for id, _, _ in listed(tmp_path / "link")] == ["cat/a.jpg"]
+
+
+def test_ids_and_labels_are_nfc(tmp_path: Path) -> None:
+    nfd = unicodedata.normalize("NFD", "Käse")
+    touch(tmp_path, f"{nfd}/é 🐝\n.jpg")
+    ((id, label, _),) = listed(tmp_path)
+    assert label == unicodedata.normalize("NFC", nfd)
+    assert unicodedata.is_normalized("NFC", id)
+
+
+def test_a_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    touch(tmp_path, "cat/a.jpg")
+    try:
+        (tmp_path / "cat" / "b\udcff.jpg").write_bytes(b"")
+    except (OSError, UnicodeEncodeError):
+        pytest.skip("the file system refuses such names itself")
+    with pytest.raises(DataError, match="UTF-8"):
+        read_folder(tmp_path)
+
+
+def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="does not exist") as caught:
+        read_folder(tmp_path / "gone")
+    assert caught.value.exit_code == 5
+    assert caught.value.fixes
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg")
+    with pytest.raises(DataError, match="is no folder"):
+        read_folder(tmp_path / "a.jpg")
+
+
+def test_an_empty_folder_says_where_and_for_what_it_looked(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="found 0 images under") as caught:
+        read_folder(tmp_path)
+    assert str(tmp_path) in caught.value.what
+    assert "webp" in caught.value.what
+
+
+def test_images_without_a_class_are_mentioned(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg", "b.jpg")
+    with pytest.raises(DataError) as caught:
+        read_folder(tmp_path)
+    assert "2 images directly in it" in caught.value.why
+
+
+def test_an_empty_class_is_refused(tmp_path: Path) -> None:
+    touch(tmp_path, "cat/a.jpg", "dog/notes.txt")
+    with pytest.raises(DataError, match="1 class folder without an image: dog"):
+        read_folder(tmp_path)
+
+
+def write_csv(root: Path, text: str, name: str = "labels.csv") -> Path:
+    path = root / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_a_csv_names_files_labels_and_splits(tmp_path: Path) -> None:
+    touch(tmp_path, "x/a.jpg", "b.jpg")
+    text = "\ufeffFile, label ,split,note\nx/a.jpg,cat,train,1\n./b.jpg, dog,VALID,2\n"
+    path = write_csv(tmp_path, text, "my.csv")
+    assert listed(path) == [("b.jpg", "dog", "val"), ("x/a.jpg", "cat", "train")]
+
+
+def test_labels_csv_in_a_folder_is_used(tmp_path: Path) -> None:
+    touch(tmp_path, "x/a.jpg", "y/b.jpg")
+    write_csv(tmp_path, "file,label\nx/a.jpg,cat\n")
+    assert listed(tmp_path) == [("x/a.jpg", "cat", None)]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "no column file"),
+        ("path,label\na.jpg,cat\n", "no column file"),
+        ("file,class\na.jpg,cat\n", "no column label"),
+        ("file,label\n", "0 images"),
+        ("file,label\na.jpg,\n", "line 2"),
+        ("file,label\na.jpg\n", "line 2"),
+        ("file,label,split\na.jpg,cat,holdout\n", "'holdout' in line 2"),
+        ("file,label\ngone.jpg,cat\n", r"gone\.jpg"),
+        ("file,label\n" + "".join(f"gone{i}.jpg,cat\n" for i in range(9)), "9 files .* and 4 more"),
+        ("file,label\n../outside.jpg,cat\n", r"outside the folder .*: \.\./outside\.jpg"),
+        ("file,label\n/etc/hostname,cat\n", "outside the folder"),
+        ("file,label\nlink.jpg,cat\n", "outside the folder"),
+        ('file,label\n"a.jpg,cat\n', "cannot be read"),
+    ],
+)
+def test_a_bad_csv_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    root = tmp_path / "photos"
+    touch(tmp_path, "outside.jpg", "photos/a.jpg")
+    (root / "link.jpg").symlink_to(tmp_path / "outside.jpg")
+    path = write_csv(root, text)
+    with pytest.raises(DataError, match=message) as caught:
+        read_folder(path)
+    assert caught.value.where == str(path)
+
+
+def test_a_csv_of_another_encoding_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_bytes("file,label\na.jpg,Käse\n".encode("latin-1"))
+    with pytest.raises(DataError, match="cannot be read"):
+        read_folder(path)
+
+
+def test_a_missing_csv_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="does not exist"):
+        read_folder(tmp_path / "gone.csv")

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from harness import StudyView
+from harness_builtin.terminal import Terminal
+
+
+@pytest.fixture
+def view():
+    return StudyView(name="s", dataset="d", metric="f1", trials=3, epochs=2, folder="f", finals=1)
+
+
+@pytest.fixture
+def records():
+    from records_factory import make_record
+
+    return [make_record(number=number, backbone=f"net-{number}") for number in range(2)]
+
+
+def test_a_pipe_gets_one_plain_line_per_trial(view, records, capsys):
+    terminal = Terminal()
+    terminal.harness_study_started(study=view)
+    for record in records:
+        terminal.harness_trial_started(study=view, trial=record.config, kind="search", number=record.number)
+        terminal.harness_epoch_finished(
+            study=view, trial=record.config, kind="search", number=record.number, epoch=1, value=0.5
+        )
+        terminal.harness_trial_finished(study=view, record=record)
+    terminal.harness_study_finished(study=view, records=records)
+    out, err = capsys.readouterr()
+    assert out == ""
+    lines = err.splitlines()
+    assert len(lines) == 3
+    assert lines[1].startswith("[1/3] macro-F1 ")
+    assert "net-1" in lines[2]
+    assert "\x1b" not in err
+
+
+def test_a_terminal_gets_a_live_display_that_is_gone_at_the_end(view, records, monkeypatch):
+    import rich.console
+
+    screen = io.StringIO()
+    real = rich.console.Console
+    monkeypatch.setattr(
+        rich.console,
+        "Console",
+        lambda **kwargs: real(
+            file=screen, force_terminal=True, width=100, highlight=False, color_system=None
+        ),
+    )
+    monkeypatch.setenv("TERM", "xterm")
+    terminal = Terminal()
+    terminal.harness_study_started(study=view)
+    terminal.harness_trial_started(study=view, trial=records[0].config, kind="search", number=0)
+    terminal.harness_trial_finished(study=view, record=records[0])
+    assert "trial 0: net-0" in screen.getvalue()
+    terminal._live.refresh()
+    assert "best by macro-F1 on val" in screen.getvalue()
+    terminal.harness_study_finished(study=view, records=records)
+    assert terminal._live is None

@@ -1,0 +1,393 @@
+"""The conformance kit: it passes what is sound, and names what is not."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from harness import (
+    AugmentationSpec,
+    BackboneSpec,
+    DataError,
+    DatasetSpec,
+    Family,
+    InputSpec,
+    LossSpec,
+    OptimizerSpec,
+    Sample,
+    ScheduleSpec,
+    WeightsSpec,
+    hookimpl,
+)
+from harness.testing import Check, parametrize_with_checks, plugin_checks
+
+
+def plugin_of(kind, *items):
+    hook = f"harness_{'losses' if kind == 'loss' else kind + 's'}"
+    return type("Plugin", (), {hook: hookimpl(lambda self: items)})
+
+
+def failures(plugin, **options):
+    found = {}
+    for check in plugin_checks(plugin, **options):
+        try:
+            check()
+        except AssertionError as error:
+            found[check.id] = str(error)
+    return found
+
+
+class TinyNet(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, stride=2)
+        self.norm = nn.BatchNorm2d(4)
+        self.head = nn.Linear(4, num_classes)
+
+    def forward(self, images):
+        return self.head(torch.relu(self.norm(self.stem(images))).mean((2, 3)))
+
+
+def backbone(build=lambda classes, weights, size: TinyNet(classes), **options):
+    return BackboneSpec(name="net", summary="a net", build=build, input=InputSpec(size=16), **options)
+
+
+def augmentation(function):
+    return AugmentationSpec(name="aug", summary="a policy", build=lambda inputs: function(inputs.size))
+
+
+def resize(image, size):
+    return nn.functional.interpolate(image[None].float(), (size, size))[0].to(torch.uint8)
+
+
+def loss(build):
+    return LossSpec(name="cost", summary="a loss", build=build)
+
+
+def optimizer(build, lr=(1e-4, 1e-1)):
+    return OptimizerSpec(name="opt", summary="an optimizer", build=build, lr=lr)
+
+
+def schedule(build):
+    return ScheduleSpec(name="fall", summary="a schedule", build=build)
+
+
+def dataset(build, licence="MIT", url="https://example.org"):
+    return DatasetSpec(name="pictures", summary="pictures", build=build, licence=licence, url=url)
+
+
+def pictures(folder, download):
+    image = np.zeros((4, 4, 3), dtype=np.uint8)
+    return [Sample(id=str(number), label="ab"[number % 2], image=image) for number in range(4)]
+
+
+def no_pictures(folder, download):
+    raise DataError("pictures are not here")
+
+
+def flip_or_not(size):
+    def policy(image):
+        image = image.flip(2) if torch.rand(1) < 0.5 else image
+        image = image.flip(1) if np.random.rand() < 0.5 else image
+        return resize(image, size)
+
+    return policy
+
+
+@pytest.mark.parametrize(
+    ("kind", "item"),
+    [
+        ("backbone", backbone()),
+        ("backbone", backbone(blocks=lambda model: [["stem.weight", "stem.bias"], ["norm.weight", "norm.bias"]])),
+        ("backbone", backbone(head=lambda model: ["head"])),
+        ("augmentation", augmentation(flip_or_not)),
+        ("loss", loss(lambda classes: nn.CrossEntropyLoss())),
+        ("loss", loss(lambda classes: nn.CrossEntropyLoss(weight=1 / torch.tensor(classes.counts)))),
+        ("optimizer", optimizer(lambda groups: torch.optim.SGD(groups, momentum=0.9))),
+        ("optimizer", optimizer(torch.optim.AdamW)),
+        ("schedule", schedule(lambda steps: lambda step: 1 - step / steps)),
+        ("dataset", dataset(pictures)),
+        ("dataset", dataset(no_pictures)),
+    ],
+)
+def test_a_sound_component_passes(kind, item):
+    assert failures(plugin_of(kind, item)) == {}
+
+
+def shrink(classes, weights, size):
+    return TinyNet(classes + 1)
+
+
+class Noisy(TinyNet):
+    def forward(self, images):
+        return super().forward(images + torch.randn_like(images))
+
+
+class Leaky(TinyNet):
+    """Trains behind the host's back."""
+
+    def forward(self, images):
+        self.stem.weight.requires_grad_(True)
+        return super().forward(images)
+
+
+def other_weights(classes, weights, size):
+    torch.seed()
+    return TinyNet(classes)
+
+
+class NaiveCrossEntropy(nn.Module):
+    def forward(self, logits, labels):
+        return -torch.log(logits.softmax(1).gather(1, labels[:, None])).mean()
+
+
+class ClassZeroMatters(nn.Module):
+    def forward(self, logits, labels):
+        return (nn.functional.cross_entropy(logits, labels, reduction="none") * (1 + (labels == 0))).mean()
+
+
+class Flip(nn.Module):
+    def forward(self, logits, labels):
+        return -nn.functional.cross_entropy(logits, labels)
+
+
+class Greedy(torch.optim.SGD):
+    def step(self):
+        super().step()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.data.mul_(0.99)
+
+
+def one_group(groups):
+    return torch.optim.SGD([p for group in groups for p in group["params"]], lr=groups[0]["lr"])
+
+
+def own_rate(groups):
+    return torch.optim.SGD([{**group, "lr": 1.0} for group in groups])
+
+
+class Idle(torch.optim.SGD):
+    def step(self):
+        pass
+
+
+class Counting:
+    def __init__(self, steps):
+        self.calls = 0
+
+    def __call__(self, step):
+        self.calls += 1
+        return 1 / self.calls
+
+
+def in_place(size):
+    return lambda image: resize(image.fill_(3), size)
+
+
+def unseeded(size):
+    generator = torch.Generator()
+    generator.seed()
+    return lambda image: torch.randint(0, 256, (3, size, size), dtype=torch.uint8, generator=generator)
+
+
+@pytest.mark.parametrize(
+    ("kind", "item", "check", "message"),
+    [
+        ("backbone", backbone(shrink), "gives-logits", "net: logits have shape (3, 3), not (3, 2)"),
+        ("backbone", backbone(lambda c, w, s: 1), "gives-logits", "net: build returned a int"),
+        ("backbone", backbone(lambda c, w: TinyNet(c)), "gives-logits", "net: TypeError"),
+        ("backbone", backbone(lambda c, w, s: Noisy(c)), "repeats-itself-in-eval", "net: in eval mode two passes"),
+        ("backbone", backbone(other_weights), "initialises-from-the-seed", "net: with one seed, two builds"),
+        ("backbone", backbone(lambda c, w, s: Leaky(c)), "freezes-down-to-its-head", "['stem.weight'] gets a grad"),
+        ("backbone", backbone(blocks=lambda m: [["stem.weight"]]), "has-blocks", "leave out the parameter"),
+        ("backbone", backbone(blocks=lambda m: 2 * [["stem.weight"]]), "has-blocks", "two blocks hold it"),
+        ("backbone", backbone(blocks=lambda m: [["stem.w"]]), "has-blocks", "no such parameter"),
+        ("backbone", backbone(head=lambda m: ["neck"]), "has-blocks", "'neck' is no submodule"),
+        (
+            "backbone",
+            backbone(weights=WeightsSpec(source="hub", licence="", cached=lambda: None, fetch=lambda: None)),
+            "takes-its-weights",
+            "net: its weights state no source or no licence",
+        ),
+        (
+            "backbone",
+            backbone(weights=WeightsSpec(source="hub", licence="MIT", cached=lambda: "x", fetch=lambda: None)),
+            "takes-its-weights",
+            "net: cached() returned 'x', which is no file",
+        ),
+        ("augmentation", augmentation(lambda s: lambda i: i), "keeps-the-form-of-images", "became (3, 37, 53), not"),
+        ("augmentation", augmentation(lambda s: lambda i: resize(i, s) / 255), "keeps-the-form-of-images", "uint8"),
+        ("augmentation", augmentation(in_place), "keeps-the-form-of-images", "changed in place"),
+        ("augmentation", augmentation(unseeded), "repeats-itself-from-a-seed", "the same seed"),
+        (
+            "loss",
+            loss(lambda classes: nn.CrossEntropyLoss(reduction="none")),
+            "prefers-the-right-answer",
+            "cost: a loss is a scalar, not of shape (20,)",
+        ),
+        ("loss", loss(lambda classes: Flip()), "prefers-the-right-answer", "cost: a right answer costs"),
+        ("loss", loss(lambda classes: NaiveCrossEntropy()), "is-a-scalar-with-a-gradient", "cost: it is inf"),
+        ("loss", loss(lambda classes: lambda x, y: torch.ones(())), "is-a-scalar-with-a-gradient", "no gradient"),
+        ("loss", loss(lambda classes: lambda x, y: 1.0), "is-a-scalar-with-a-gradient", "returned a float"),
+        ("loss", loss(lambda classes: ClassZeroMatters()), "ignores-the-order-of-classes", "in another order"),
+        ("optimizer", optimizer(Greedy), "moves-what-trains", "opt: it moves a frozen parameter"),
+        ("optimizer", optimizer(Idle), "moves-what-trains", "opt: two steps move nothing"),
+        ("optimizer", optimizer(one_group), "keeps-its-groups", "opt: 2 groups became 1"),
+        ("optimizer", optimizer(own_rate), "keeps-its-groups", "opt: a group's lr"),
+        ("optimizer", optimizer(torch.optim.SGD, lr=(1, 1e3)), "goes-down-a-quadratic", "opt: at lr 31.6"),
+        ("optimizer", optimizer(torch.optim.SGD, lr=(0, 1)), "keeps-its-groups", "lr must be (low, high)"),
+        ("schedule", schedule(lambda steps: lambda step: 2.0), "gives-factors", "fall: of 1 steps, step [0]"),
+        ("schedule", schedule(lambda steps: lambda step: float("nan")), "gives-factors", "outside [0, 1]"),
+        ("schedule", schedule(lambda steps: lambda step: 1 / (steps - 1)), "gives-factors", "ZeroDivisionError"),
+        ("schedule", schedule(lambda steps: lambda step: 0.0), "gives-factors", "fall: of 1 steps none learns"),
+        ("schedule", schedule(Counting), "gives-factors", "depends on earlier calls"),
+        ("dataset", dataset(no_pictures, licence=" "), "states-its-terms", "pictures: it states no licence"),
+        ("dataset", dataset(no_pictures, url="example.org"), "states-its-terms", "no address"),
+        ("dataset", dataset(lambda f, d: open(f / "x")), "reads-or-says-why", "FileNotFoundError"),  # noqa: SIM115
+        ("dataset", dataset(lambda f, d: []), "reads-or-says-why", "raise harness.DataError"),
+        ("dataset", dataset(lambda f, d: 2 * pictures(f, d)), "reads-or-says-why", "two samples have one id"),
+        ("dataset", dataset(lambda f, d: ["x.png"]), "reads-or-says-why", "something else than Sample"),
+        (
+            "dataset",
+            dataset(lambda f, d: [Sample(id="1", label="a", image=np.zeros((4, 4)))]),
+            "reads-or-says-why",
+            "float64 pixels",
+        ),
+        ("loss", LossSpec(name="cost", summary="", build=lambda c: None), "is-described", "summary is empty"),
+        ("loss", LossSpec(name="cost", summary="a\nb", build=lambda c: None), "is-described", "one line"),
+        ("loss", LossSpec(name="cost", summary="a", build=None), "is-described", "build cannot be called"),
+    ],
+)
+def test_an_unsound_component_is_named_with_its_fault(kind, item, check, message):
+    found = failures(plugin_of(kind, item))
+    text = found[f"{kind}/{item.name}/{check}"]
+    assert message in text
+    assert text.startswith(f"{item.name}: ")
+
+
+def test_a_spec_that_can_be_changed_fails():
+    class Open(LossSpec):
+        def __setattr__(self, name, value):
+            object.__setattr__(self, name, value)
+
+    found = failures(plugin_of("loss", Open(name="cost", summary="s", build=lambda c: nn.CrossEntropyLoss())))
+    assert found == {"loss/cost/is-described": "cost: it can be changed: specs are frozen"}
+
+
+def test_a_plugin_that_cannot_register_fails_in_one_check():
+    assert failures(plugin_of("loss", 1)) == {"plugin/registers": "Plugin: harness_losses yielded int, not LossSpec"}
+    assert "implements no hook" in failures(object)["plugin/registers"]
+
+
+def test_hooks_that_yield_something_else_each_time_fail():
+    numbers = iter(range(9))
+
+    class Plugin:
+        @hookimpl
+        def harness_schedules(self):
+            yield ScheduleSpec(name=f"s{next(numbers)}", summary="s", build=lambda steps: lambda step: 1.0)
+
+    assert "something else" in failures(Plugin)["plugin/registers"]
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [([], "lists nothing"), (["a", "a"], "twice"), ([1], "no name"), (None, "TypeError"), ([" a"], "no name")],
+)
+def test_a_family_lists_names(members, message):
+    family = Family(name="many", summary="s", members=lambda: members, spec=lambda name: schedule(None))
+    assert message in failures(plugin_of("schedule", family))["schedule/many/members"]
+
+
+def test_a_family_is_checked_by_its_first_and_middle_member_or_by_those_named():
+    def spec(name):
+        return ScheduleSpec(name=name, summary="s", build=lambda steps: lambda step: 1.0)
+
+    family = Family(name="many", summary="s", members=lambda: ["a", "b", "c", "d"], spec=spec)
+    plugin = plugin_of("schedule", family)
+
+    def checked(**options):
+        return {check.id.split("/")[1] for check in plugin_checks(plugin, **options)} - {"registers", "is-light"}
+
+    assert checked() == {"many", "a", "c"}
+    assert checked(members={"many": ["b"]}) == {"many", "b"}
+    assert failures(plugin) == {}
+
+
+def test_a_member_that_goes_by_another_name_or_kind_fails():
+    family = Family(name="many", summary="s", members=lambda: ["a"], spec=lambda name: schedule(None))
+    assert failures(plugin_of("schedule", family))["schedule/a/member"] == "a: spec('a') describes 'fall'"
+    family = Family(name="many", summary="s", members=lambda: ["cost"], spec=lambda name: loss(None))
+    assert "a schedule is a ScheduleSpec, not a LossSpec" in failures(plugin_of("schedule", family)).popitem()[1]
+
+
+def test_a_check_shifts_no_random_numbers():
+    check = next(check for check in plugin_checks(plugin_of("backbone", backbone())) if "logits" in check.id)
+    torch.manual_seed(5)
+    np.random.seed(5)
+    expected = torch.rand(1), np.random.rand()
+    torch.manual_seed(5)
+    np.random.seed(5)
+    check()
+    assert (torch.rand(1), np.random.rand()) == expected
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        ("", ""),
+        ("import torch", "loading it imports torch"),
+        ("print('noise')", ""),
+    ],
+)
+def test_a_plugin_that_imports_torch_when_it_loads_fails(tmp_path, monkeypatch, head, message):
+    code = f"from harness import hookimpl\n{head}\n@hookimpl\ndef harness_losses(): return []\n"
+    (tmp_path / "weighty_plugin.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    import weighty_plugin
+
+    found = failures(weighty_plugin)
+    del sys.modules["weighty_plugin"]
+    assert (message in found["plugin/is-light"]) if message else found == {}
+
+
+def test_the_decorator_makes_one_test_of_each_check(tmp_path):
+    (tmp_path / "test_mine.py").write_text(
+        "from harness import LossSpec, hookimpl\n"
+        "from harness.testing import parametrize_with_checks\n"
+        "from torch import nn\n"
+        "class Plugin:\n"
+        "    @hookimpl\n"
+        "    def harness_losses(self):\n"
+        "        yield LossSpec(name='good', summary='s', build=lambda c: nn.CrossEntropyLoss())\n"
+        "        yield LossSpec(name='bad', summary='', build=lambda c: nn.CrossEntropyLoss())\n"
+        "EXPECTED = {'loss/bad/is-described': 'nothing to say', 'loss/good/is-described': 'wrong'}\n"
+        "@parametrize_with_checks(type('P', (Plugin,), {'__qualname__': '<locals>'}), expected_failures=EXPECTED)\n"
+        "def test_conformance(check):\n"
+        "    check()\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-q", "-rxX", "-p", "no:cacheprovider", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert "1 failed, 7 passed, 1 xfailed" in done.stdout
+    assert "XFAIL test_mine.py::test_conformance[loss/bad/is-described] - nothing to say" in done.stdout
+    # An expected failure that does not come is said, too.
+    assert "XPASS(strict)" in done.stdout
+
+
+def test_an_expected_failure_must_name_a_check():
+    with pytest.raises(ValueError, match="names no check: loss/gone/x"):
+        parametrize_with_checks(plugin_of("loss"), expected_failures={"loss/gone/x": "reason"})
+
+
+def test_a_check_is_called_or_run():
+    done = []
+    check = Check("id", lambda: done.append(1))
+    check()
+    check.run()
+    assert done == [1, 1]
