@@ -152,7 +152,7 @@ class FinalizeConfig(_Model):
     """The finalising step: the only one that opens the test split."""
 
     top: int = Field(default=3, ge=0)
-    """Finalists: the best trial of each backbone first, then the next best. 0 leaves the test split closed."""
+    """Finalists: the best trial of each backbone first, then the next best. 0 keeps the test split shut."""
     seeds: int = Field(default=1, ge=1)
     """Fresh seeds that each finalist is trained with."""
 

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -152,10 +153,15 @@ def _importable(plugin: object) -> tuple[str, str, str] | None:
     if isinstance(plugin, ModuleType):
         return (plugin.__name__, "", str(plugin.__file__)) if getattr(plugin, "__file__", None) else None
     owner = plugin if isinstance(plugin, type) else type(plugin)
-    file = getattr(sys.modules.get(owner.__module__), "__file__", None)
-    if file is None or "<locals>" in owner.__qualname__ or not any(hasattr(owner, hook) for hook in HOOKS):
+    module = sys.modules.get(owner.__module__)
+    file = getattr(module, "__file__", None)
+    try:
+        reachable = attrgetter(owner.__qualname__)(module) is owner
+    except AttributeError:
         return None
-    return owner.__module__, owner.__qualname__, str(file)
+    # An object whose class has no hooks got them in some other way, which another process cannot repeat.
+    known = reachable and any(hasattr(owner, hook) for hook in HOOKS)
+    return (owner.__module__, owner.__qualname__, str(file)) if known and file else None
 
 
 _IMPORT = """

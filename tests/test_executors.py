@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
-import time
 
 import pytest
 
@@ -57,20 +55,27 @@ def test_a_hanging_trial_is_killed_after_the_stall_time(process, registry, tmp_p
     assert outcomes["cross-entropy"] == ""
 
 
-def test_a_signal_stops_the_study_and_leaves_no_worker(process, registry, tmp_path):
+def test_a_signal_stops_the_study_and_leaves_no_worker(process, registry, tmp_path, monkeypatch):
+    from harness.registry import Registry
+    from harness.search.executors import ProcessExecutor
+
+    workers = []
+    start = ProcessExecutor._start
+    notify = Registry.notify
+
+    def remember(executor):
+        start(executor)
+        workers.append(executor._process)
+
+    def interrupt_at_first_epoch(registry, hook, **values):
+        if hook == "harness_epoch_finished":
+            os.kill(os.getpid(), signal.SIGTERM)
+        notify(registry, hook, **values)
+
+    monkeypatch.setattr(ProcessExecutor, "_start", remember)
+    monkeypatch.setattr(Registry, "notify", interrupt_at_first_epoch)
     study = process(trials=1, finalize={"top": 0}, train={"epochs": 200}, **losses("slow"))
-
-    def interrupt():
-        deadline = time.monotonic() + 60
-        while not list(tmp_path.glob("*/worker.log")) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        time.sleep(1)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=interrupt).start()
     result = run_study(study, registry=registry, runs=tmp_path)
     assert result.exit_code == 143
     assert result.records == ()
-    assert not [
-        thread for thread in threading.enumerate() if thread.name == "worker-inbox" and thread.is_alive()
-    ]
+    assert workers[0].poll() is not None

@@ -56,8 +56,8 @@ def test_a_terminal_gets_a_live_display_that_is_gone_at_the_end(view, records, m
     terminal.harness_study_started(study=view)
     terminal.harness_trial_started(study=view, trial=records[0].config, kind="search", number=0)
     terminal.harness_trial_finished(study=view, record=records[0])
-    assert "trial 0: net-0" in screen.getvalue()
     terminal._live.refresh()
+    assert "trial 0: net-0" in screen.getvalue()
     assert "best by macro-F1 on val" in screen.getvalue()
     terminal.harness_study_finished(study=view, records=records)
     assert terminal._live is None

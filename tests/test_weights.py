@@ -20,7 +20,7 @@ from harness.errors import UsageError
 from harness.records import Provider, file_sha256
 from harness.registry import Component
 from harness.specs import BackboneSpec, WeightsSpec
-from tests.hub import Hub
+from hub import Hub
 
 # Runs in a process of its own, because the hub's client reads its environment when it is imported.
 SCRIPT = """

@@ -199,9 +199,8 @@ def best(study: str, runs: Path | None, as_json: bool) -> None:
     for final in finals:
         if "test" in final.scores:
             scores = final.scores["test"]
-            click.echo(
-                f"  {'test':<13} macro-F1 {scores.f1:.4f}  accuracy {scores.accuracy:.4f}  (seed {final.config.seed})"
-            )
+            points = f"macro-F1 {scores.f1:.4f}  accuracy {scores.accuracy:.4f}"
+            click.echo(f"  {'test':<13} {points}  (seed {final.config.seed})")
             click.echo(f"  {'weights':<13} {result.folder / final.folder / 'model.safetensors'}")
 
 

@@ -23,7 +23,7 @@ def init_head(model: nn.Module, head: Sequence[str], how: HeadInit, *, seed: int
         head: Names of the head's modules, as in `FreezePlan.head`.
         how: `timm` leaves what the backbone's own library set. `xavier`: uniform weights (Glorot and Bengio,
             AISTATS 2010), `kaiming`: normal weights for ReLU, by fan-in (He et al., ICCV 2015), both with
-            zero biases. `zero`: the last layer of each module is all zeros, so that training starts from equal
+            zero biases. `zero`: the last layer of each module is all zeros, so that training starts at equal
             logits; a hidden layer before it keeps its values, for two layers of zeros would never learn.
         seed: Of the weights.
 

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import os
-import queue
-import secrets
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable
-from multiprocessing import AuthenticationError
-from multiprocessing.connection import Connection, Listener
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,7 +19,10 @@ from harness.errors import HarnessError
 from harness.records import EpochRecord
 from harness.registry import Registry
 
-ADDRESS, KEY = "HARNESS_WORKER_ADDRESS", "HARNESS_WORKER_KEY"
+_POLL = 0.2
+"""Seconds between looks at whether the study was asked to stop."""
+_STARTUP = 300
+"""Seconds that a child has to import torch and build its engine, whatever `stall` says."""
 
 
 class StopRequested(BaseException):
@@ -87,8 +86,7 @@ class ProcessExecutor:
         self._log = log
         self._stall = stall
         self._process: subprocess.Popen[bytes] | None = None
-        self._inbox: queue.Queue[tuple[str, Any]] = queue.Queue()
-        self._connection: Connection | None = None
+        self._connection: Connection[Any, Any] | None = None
         self._start()
 
     def run(
@@ -97,38 +95,40 @@ class ProcessExecutor:
         """Run a trial in the child; a dead or hung child is this trial's outcome."""
         if self._process is None:
             self._start()
-        sent = False
+        connection = self._connection
+        assert connection is not None
         heard = time.monotonic()
-        while True:
-            if stop.is_set():
-                self.close()
-                raise StopRequested
-            try:
-                what, value = self._inbox.get(timeout=0.2)
-            except queue.Empty:
-                what, value = "", None
-            if what:
+        try:
+            if not self._is_configured:
+                # Once for all trials: the manifest of an array data set holds its pixels.
+                connection.send(self._settings)
+                self._is_configured = True
+            connection.send(job)
+            while True:
+                if stop.is_set():
+                    self.close()
+                    raise StopRequested
+                if not connection.poll(_POLL):
+                    # A child that still imports torch is slow, not hung.
+                    patience = self._stall if self._is_up else max(self._stall, _STARTUP)
+                    if time.monotonic() - heard > patience:
+                        self.close()
+                        return self._failed(f"hang: no training step for {self._stall} s")
+                    continue
                 heard = time.monotonic()
-            if what == "ready" and not sent:
-                assert self._connection is not None
-                self._connection.send((self._settings, job))
-                sent = True
-            elif what == "epoch":
-                assert self._connection is not None
-                self._connection.send(on_epoch(value))
-            elif what == "done":
-                # The child says it is ready for the next before anybody asks: keep that for the next run.
-                outcome: TrialOutcome = value
-                return outcome
-            elif what == "refused":
-                raise value
-            elif what == "gone" or (self._process is not None and self._process.poll() is not None):
-                code = self._process.wait() if self._process else 0
-                self.close()
-                return self._failed(f"crash: the worker process ended with {_exit_name(code)}")
-            elif time.monotonic() - heard > self._stall:
-                self.close()
-                return self._failed(f"hang: no training step for {self._stall} s")
+                self._is_up = True
+                what, value = connection.recv()
+                if what == "epoch":
+                    connection.send(on_epoch(value))
+                elif what == "done":
+                    outcome: TrialOutcome = value
+                    return outcome
+                elif what == "refused":
+                    raise value
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            code = self._process.wait() if self._process else 0
+            self.close()
+            return self._failed(f"crash: the worker process ended with {_exit_name(code)}")
 
     def close(self) -> None:
         """Kill the child and forget it."""
@@ -136,54 +136,32 @@ class ProcessExecutor:
         if process is not None:
             process.kill()
             process.wait()
-        self._listener.close()
         if self._connection is not None:
             self._connection.close()
             self._connection = None
-        # Late messages of the old child go into the old queue, which nobody reads any more.
-        self._inbox = queue.Queue()
 
     def _failed(self, reason: str) -> TrialOutcome:
         tail = self._log.read_text(errors="replace")[-4000:] if self._log.exists() else ""
         return TrialOutcome(state="failed", reason=reason, detail=tail)
 
     def _start(self) -> None:
-        key = secrets.token_bytes(16)
-        folder = tempfile.mkdtemp(prefix="harness-") if os.name == "posix" else None
-        listener = Listener(address=f"{folder}/worker" if folder else None, authkey=key)
+        ours, theirs = Pipe()
         self._log.parent.mkdir(parents=True, exist_ok=True)
         # The child sees the modules this process sees, whatever the current folder holds.
         path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
-        with self._log.open("ab") as log:
+        with self._log.open("ab") as log, theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "harness.search.worker"],
-                env={**os.environ, ADDRESS: str(listener.address), KEY: key.hex(), "PYTHONPATH": path},
+                [sys.executable, "-P", "-m", "harness.search.worker", str(theirs.fileno())],
+                env={**os.environ, "PYTHONPATH": path},
+                pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 # A Ctrl-C in the terminal is the parent's to handle.
                 start_new_session=True,
             )
-        self._listener = listener
-        threading.Thread(
-            target=self._listen, args=(listener, self._inbox, folder), name="worker-inbox", daemon=True
-        ).start()
-
-    def _listen(self, listener: Listener, inbox: queue.Queue[tuple[str, Any]], folder: str | None) -> None:
-        """Move messages of one child into its inbox until it is gone."""
-        try:
-            with listener:
-                connection = listener.accept()
-            # A child that was given up while it started has another inbox than today's.
-            if self._inbox is inbox:
-                self._connection = connection
-            while True:
-                inbox.put(connection.recv())
-        except (OSError, EOFError, AuthenticationError):
-            inbox.put(("gone", None))
-        finally:
-            if folder:
-                shutil.rmtree(folder, ignore_errors=True)
+        self._connection = ours
+        self._is_up = self._is_configured = False
 
 
 def _exit_name(code: int) -> str:

@@ -7,7 +7,6 @@ import warnings
 from typing import TYPE_CHECKING
 
 from harness.config import SearchConfig
-from harness.search.space import Space
 
 if TYPE_CHECKING:
     import optuna
@@ -22,19 +21,17 @@ def derive_seed(seed: int, purpose: str, number: int) -> int:
     return int.from_bytes(hashlib.sha256(text).digest()[:4], "big") >> 1
 
 
-def build_sampler(search: SearchConfig, space: Space, seed: int) -> optuna.samplers.BaseSampler:
+def build_sampler(search: SearchConfig, seed: int) -> optuna.samplers.BaseSampler:
     """Return a fresh sampler; one is built for each trial, so that it depends on the history alone."""
     import optuna
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        if search.sampler == "random":
+        # A grid's points are enqueued by the study: there is nothing left to sample.
+        if search.sampler in ("random", "grid"):
             return optuna.samplers.RandomSampler(seed=seed)
         if search.sampler == "gp":
             return optuna.samplers.GPSampler(seed=seed, n_startup_trials=STARTUP_TRIALS)
-        if search.sampler == "grid":
-            # One seed for the whole study: the sampler visits an order drawn from it.
-            return optuna.samplers.GridSampler(space.grid(), seed=0)
         return optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
@@ -62,6 +63,13 @@ class Space:
             UsageError: An axis is continuous.
         """
         return {axis.name: list(_values(axis)) for axis in self.axes if len(axis.choices) != 1}
+
+    def grid_point(self, number: int, seed: int) -> dict[str, Value]:
+        """Return one point of the grid; numbers below `size` visit each once, in an order drawn from the seed."""
+        grid = self.grid()
+        points = list(itertools.product(*grid.values()))
+        random.Random(seed).shuffle(points)
+        return dict(zip(grid, points[number], strict=True))
 
     def size(self) -> int | None:
         """Return the number of points, or None when an axis is continuous."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -146,14 +147,20 @@ class _Study:
         self._versions = _versions()
         self._stop = threading.Event()
         self._stopped = 0
-        self._executor = self._build_executor()
-        try:
-            self._optuna = folder.optuna_study(config.search, config.train.epochs, runs)
-        except BaseException:
-            self._executor.close()
-            raise
+        self._runs = runs
 
     def run(self) -> StudyResult:
+        with self._signals():
+            self._executor = self._build_executor()
+            try:
+                self._optuna = self._folder.optuna_study(
+                    self._config.search, self._config.train.epochs, self._runs
+                )
+                return self._run()
+            finally:
+                self._executor.close()
+
+    def _run(self) -> StudyResult:
         deadline = time.monotonic() + self._config.timeout if self._config.timeout else None
         size = self._space.size() if self._config.search.sampler == "grid" else None
         wanted = min(self._config.trials, size or self._config.trials)
@@ -171,13 +178,11 @@ class _Study:
         timed_out = False
         self._registry.notify("harness_study_started", study=view)
         try:
-            with self._signals():
-                timed_out = self._search(view, wanted, deadline)
-                self._finalize(view)
+            timed_out = self._search(view, wanted, deadline)
+            self._finalize(view)
         except StopRequested:
             pass
         finally:
-            self._executor.close()
             records = tuple(self._folder.records())
             self._registry.notify("harness_study_finished", study=view, records=records)
         result = StudyResult(
@@ -201,16 +206,13 @@ class _Study:
         """Run trials until the wanted number has ended; return whether time ran out before."""
         while True:
             trials = self._optuna.get_trials(deepcopy=False)
-            # A trial that a killed process left running goes first: same number, same point, same seed.
-            number = next((trial.number for trial in trials if not trial.state.is_finished()), None)
-            if number is None:
-                if len(trials) >= wanted:
-                    return False
-                if deadline and time.monotonic() >= deadline:
-                    return True
-                self._optuna.sampler = self._sampler(len(trials))
-                number = self._optuna.ask().number
-            self._optuna.sampler = self._sampler(number)
+            # A trial that a killed process left behind goes first: same number, same point, same seed.
+            number = next((trial.number for trial in trials if not trial.state.is_finished()), len(trials))
+            if number >= wanted:
+                return False
+            if deadline and time.monotonic() >= deadline:
+                return True
+            self._propose(trials, number)
             trial = self._folder.live_trial(self._optuna, number)
             config = self._space.trial_config(
                 self._config,
@@ -220,6 +222,17 @@ class _Study:
             record = self._train(view, "search", number, config, self._reporter(trial))
             self._folder.tell(self._optuna, number, record)
             self._registry.notify("harness_trial_finished", study=view, record=record)
+
+    def _propose(self, trials: list[optuna.trial.FrozenTrial], number: int) -> None:
+        """Have Optuna hold the trial of that number, running."""
+        if number == len(trials) and self._config.search.sampler == "grid":
+            # Optuna's own grid sampler ends the study from within, which works under `optimize` alone.
+            self._optuna.enqueue_trial(self._space.grid_point(number, self._config.seed))
+        self._optuna.sampler = self._sampler(number)
+        if number == len(trials) or trials[number].state.name == "WAITING":
+            self._optuna.ask()
+        # The one that asked has drawn numbers; a resumed study would start from here.
+        self._optuna.sampler = self._sampler(number)
 
     def _reporter(self, trial: optuna.Trial) -> Callable[[EpochRecord], bool]:
         def report(epoch: EpochRecord) -> bool:
@@ -320,7 +333,7 @@ class _Study:
 
     def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
         seed = derive_seed(self._config.seed, "proposal", number)
-        return build_sampler(self._config.search, self._space, seed)
+        return build_sampler(self._config.search, seed)
 
     def _build_executor(self) -> Executor:
         settings = EngineSettings(
@@ -330,7 +343,8 @@ class _Study:
             threads=self._config.run.threads,
             home=paths.home(),
         )
-        if self._config.run.executor == "inline":
+        # The pipe to a worker is a file descriptor it inherits, which Windows does not have.
+        if self._config.run.executor == "inline" or os.name != "posix":
             return InlineExecutor(settings, self._registry)
         return ProcessExecutor(settings, log=self._folder.path / "worker.log", stall=self._config.run.stall)
 

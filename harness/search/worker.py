@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
+import sys
 import time
-from multiprocessing.connection import Client, Connection
+from multiprocessing.connection import Connection
+from typing import Any
 
 from harness.errors import HarnessError
 from harness.records import EpochRecord
-from harness.search.executors import ADDRESS, KEY, portable
+from harness.search.executors import portable
 
 _TICK = 2.0
 """Seconds between signs of life."""
@@ -16,13 +17,11 @@ _TICK = 2.0
 
 def main() -> None:
     """Serve one parent until it closes the connection."""
-    key = bytes.fromhex(os.environ.pop(KEY))
-    connection: Connection = Client(os.environ.pop(ADDRESS), authkey=key)
+    connection: Connection[Any, Any] = Connection(int(sys.argv[1]))
     # Seconds of imports, done while the parent prepares the study.
     from harness.engine.trial import Engine
     from harness.registry import load_registry
 
-    engine = None
     last = time.monotonic()
 
     def on_step() -> None:
@@ -37,22 +36,21 @@ def main() -> None:
         return verdict
 
     try:
+        settings = connection.recv()
+        try:
+            engine = Engine(
+                load_registry(settings.plugins),
+                settings.manifest,
+                device=settings.device,
+                threads=settings.threads,
+                home=settings.home,
+            )
+        except HarnessError as error:
+            connection.send(("refused", portable(error)))
+            return
+        connection.send(("alive", None))
         while True:
-            connection.send(("ready", None))
-            settings, job = connection.recv()
-            if engine is None:
-                try:
-                    engine = Engine(
-                        load_registry(settings.plugins),
-                        settings.manifest,
-                        device=settings.device,
-                        threads=settings.threads,
-                        home=settings.home,
-                    )
-                except HarnessError as error:
-                    connection.send(("refused", portable(error)))
-                    continue
-            connection.send(("done", engine.run(job, on_step=on_step, on_epoch=on_epoch)))
+            connection.send(("done", engine.run(connection.recv(), on_step=on_step, on_epoch=on_epoch)))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         # The parent is gone; nobody is left to report to.
         return

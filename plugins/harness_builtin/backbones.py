@@ -170,7 +170,14 @@ def _load_timm(name: str, create: Callable[..., nn.Module], weights: Path) -> nn
         heads = find_timm_head(name, model)
         # A class count that no checkpoint has makes timm drop the classifier whatever its size.
         cfg = {**pretrained_cfg, "state_dict": state, "classifier": heads, "num_classes": -1}
-        load_proven(model, heads, lambda: original(model, pretrained_cfg=cfg, **options), name, weights)
+        load_proven(
+            model,
+            heads,
+            lambda: original(model, pretrained_cfg=cfg, **options),
+            name,
+            weights,
+            takes_part=not options.get("strict", True),
+        )
         loaded.append(model)
 
     state = read_checkpoint(weights)

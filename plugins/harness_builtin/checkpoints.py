@@ -112,9 +112,23 @@ def read_checkpoint(file: Path) -> dict[str, Tensor]:
 
 
 def load_proven(
-    model: nn.Module, heads: Sequence[str], load: Callable[[], object], name: str, file: Path
+    model: nn.Module,
+    heads: Sequence[str],
+    load: Callable[[], object],
+    name: str,
+    file: Path,
+    *,
+    takes_part: bool = False,
 ) -> None:
     """Load a checkpoint and prove that each float of the backbone came from it.
+
+    Args:
+        model: Built at random; what a failed load leaves behind is of no use.
+        heads: Modules that stay as they are.
+        load: Copies the checkpoint into the model.
+        name: Of the backbone, for errors.
+        file: The checkpoint, for errors.
+        takes_part: The backbone is a part of the network that was trained: the file may hold more.
 
     Raises:
         WeightsError: Entries differ in shape, are missing, are NaN in the file, or belong to another network.
@@ -149,7 +163,7 @@ def load_proven(
         raise _misfit(name, file, f"{len(missing)} of {total} entries are not in the file: {_some(missing)}")
     if empty:
         raise _misfit(name, file, f"{len(empty)} entries are NaN in the file: {_some(empty)}")
-    if foreign:
+    if foreign and not takes_part:
         raise _misfit(name, file, f"{len(foreign)} entries of the file have no place in it: {_some(foreign)}")
 
 

@@ -63,27 +63,24 @@ def render(label: int, split: int, index: int) -> npt.NDArray[np.uint8]:
     y, x = grid[:, None], grid[None, :]
 
     background, paint = _two_colours(draw)
-    canvas = background + _clouds(draw) * (0.15 + 0.35 * draw(1))
-    for _ in range(2 + int(draw(1)[0] * 4)):
+    canvas = background + _clouds(draw) * 0.3 * draw(1)
+    for _ in range(int(draw(1)[0] * 4)):
         colour = draw(3)
         canvas = _laid_over(canvas, _clutter(draw, x, y), colour)
     mask = _placed(CLASSES[label], draw, x, y)
-    canvas = _laid_over(canvas, mask, paint + 0.25 * _clouds(draw))
-    if draw(1)[0] < 0.35:
+    canvas = _laid_over(canvas, mask, paint + 0.2 * _clouds(draw))
+    if draw(1)[0] < 0.2:
         canvas = _laid_over(canvas, _bar(draw, x, y), draw(3))
     # The sum of three uniforms is bell-shaped enough for noise.
     noise = draw(SIDE, SIDE, 3) + draw(SIDE, SIDE, 3) + draw(SIDE, SIDE, 3) - 1.5
-    canvas = canvas + noise * (0.05 + 0.2 * draw(1))
+    canvas = canvas + noise * (0.02 + 0.08 * draw(1))
     pixels: npt.NDArray[np.uint8] = np.floor(canvas.clip(0, 1) * 255 + 0.5).astype(np.uint8)
     return pixels
 
 
 def _two_colours(draw: Callable[..., Array]) -> tuple[Array, Array]:
-    """Draw two colours that can be told apart, though not always easily."""
-    first, second = draw(3), draw(3)
-    while abs(first - second).max() < 0.3:
-        second = draw(3)
-    return first, second
+    """Draw a darker colour for the background and a brighter one for the shape."""
+    return 0.5 * draw(3), 0.45 + 0.55 * draw(3)
 
 
 def _clouds(draw: Callable[..., Array]) -> Array:
@@ -100,8 +97,8 @@ def _clouds(draw: Callable[..., Array]) -> Array:
 
 def _placed(name: str, draw: Callable[..., Array], x: Array, y: Array) -> Mask:
     """Draw the mask of a shape of random place, size and angle."""
-    scale = 0.34 + 0.4 * draw(1)[0]
-    u, v = _turned(draw, x - (draw(1)[0] - 0.5) * 0.7, y - (draw(1)[0] - 0.5) * 0.7)
+    scale = 0.55 + 0.3 * draw(1)[0]
+    u, v = _turned(draw, x - (draw(1)[0] - 0.5) * 0.3, y - (draw(1)[0] - 0.5) * 0.3)
     u = u * (0.85 + 0.3 * draw(1)[0])
     return _inside(name, u / scale, v / scale)
 
@@ -148,7 +145,7 @@ def _polygon(corners: tuple[tuple[float, float], ...], u: Array, v: Array) -> Ma
 def _clutter(draw: Callable[..., Array], x: Array, y: Array) -> Mask:
     """Draw a small disc or a thin line somewhere."""
     u, v = _turned(draw, x - (draw(1)[0] * 2 - 1), y - (draw(1)[0] * 2 - 1))
-    size = 0.06 + 0.12 * draw(1)[0]
+    size = 0.05 + 0.07 * draw(1)[0]
     if draw(1)[0] < 0.5:
         return u * u + v * v < size * size
     return (abs(v) < size / 3) & (abs(u) < 5 * size)
