@@ -72,7 +72,7 @@ def _candidates(dist: Distribution) -> list[Candidate]:
     """Return one distribution's plugins; one broken plugin where its metadata cannot be read."""
     name, version = "unknown", ""
     try:
-        name, version = str(dist.metadata["Name"]), str(dist.metadata["Version"])
+        name, version = str(dist.metadata["Name"] or name), str(dist.metadata["Version"] or "")
         if _is_shadowed(dist, name):
             return []
         return [

@@ -64,7 +64,7 @@ class UnknownNameError(UsageError):
         super().__init__(f"unknown {kind} {name!r}{hint}", where=where, fixes=[more] if more else [])
 
 
-class NoTrialSucceeded(HarnessError):  # noqa: N818 (it is an outcome, named as one)
+class NoTrialSucceeded(HarnessError):
     """A study ended and none of its trials is complete."""
 
     exit_code = 4

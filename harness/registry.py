@@ -126,7 +126,8 @@ def load_registry(arguments: Sequence[str] = ()) -> Registry:
     candidates = installed(blocked) + [from_module(name) for name in named]
     known = [candidate.name for candidate in candidates]
     for name in sorted(blocked.difference(known)):
-        raise UnknownNameError("plugin", name, known, where=f"-p no:{name}", more="run `harness plugins list`")
+        more = "run `harness plugins list`"
+        raise UnknownNameError("plugin", name, known, where=f"-p no:{name}", more=more)
 
     manager = pluggy.PluginManager(GROUP)
     manager.add_hookspecs(hookspecs)
@@ -171,9 +172,7 @@ def _is_registered(candidate: Candidate, manager: pluggy.PluginManager) -> bool:
     return any(plugin is sys.modules.get(candidate.name, manager) for _, plugin in manager.list_name_plugin())
 
 
-def _load(
-    candidate: Candidate, manager: pluggy.PluginManager, catalogs: dict[str, Catalog[Any]]
-) -> None:
+def _load(candidate: Candidate, manager: pluggy.PluginManager, catalogs: dict[str, Catalog[Any]]) -> None:
     """Load one plugin and collect its components; what it does wrong becomes its `reason`."""
     plugin: object = None
     free = not manager.has_plugin(candidate.name)

@@ -5,9 +5,9 @@ import subprocess
 import sys
 
 import pytest
+from records_factory import make_record, write_runs
 
 from harness.cli import main
-from records_factory import make_record, write_runs
 
 
 @pytest.fixture

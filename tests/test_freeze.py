@@ -47,10 +47,10 @@ FAMILIES = [
     ("cait_xxs24_224", 32, {"img_size": 32, "depth": 4}),
     ("mixer_s32_224", 64, {"img_size": 64}),
     ("gmlp_ti16_224", 32, {"img_size": 32}),
-    ("pvt_v2_b0", 32, {}),
+    ("pvt_v2_b0", 32, {"depths": (1, 1, 1, 1)}),
     ("poolformer_s12", 32, {}),
     ("pit_ti_224", 64, {"img_size": 64}),
-    ("coat_tiny", 32, {"img_size": 32}),
+    ("coat_tiny", 32, {"img_size": 32, "serial_depths": (1, 1, 1, 1), "parallel_depth": 2}),
 ]
 
 
@@ -60,6 +60,7 @@ class Family:
     blocks: list[list[str]] | None
     head: tuple[str, ...]
     size: int
+    start: dict[str, torch.Tensor]
     plans: dict[float, FreezePlan] = dataclasses.field(default_factory=dict)
 
     def plan(self, depth):
@@ -94,7 +95,8 @@ def family(request, backbones):
         model = timm.create_model(name, num_classes=5, drop_rate=0.1, **options)
     perturb(model)
     spec = backbones.get(name).spec
-    return Family(model=model, blocks=spec.blocks(model), head=spec.head(model), size=size)
+    start = {name: value.detach().clone() for name, value in all_tensors(model)}
+    return Family(model=model, blocks=spec.blocks(model), head=spec.head(model), size=size, start=start)
 
 
 def perturb(model):
@@ -157,8 +159,10 @@ def test_trainable_sets_are_nested_from_everything_to_the_head_alone(family):
 
 @pytest.mark.parametrize("depth", [0.25, 0.5, 0.75, 1.0])
 def test_frozen_parameters_and_buffers_stay_bit_identical(family, depth):
-    plan = family.plan(depth)
-    model = deepcopy(family.model)
+    plan, model = family.plan(depth), family.model
+    with torch.no_grad():
+        for name, value in all_tensors(model):
+            value.copy_(family.start[name])
     before = train(model, plan, family.size)
     after = dict(all_tensors(model))
     still = [f"{name}." for name in plan.eval_modules]
@@ -243,11 +247,13 @@ def test_parameters_of_a_container_go_with_its_first_layer():
     assert set(plan_freeze(model, 0.4, image_size=16).frozen) == first | attention
 
 
-def test_a_frozen_fused_layer_is_planned_as_before():
+def test_a_frozen_fused_layer_is_planned_and_counted_as_before():
     model = Transformer()
-    first = plan_freeze(model, 1.0, image_size=16)
+    first = plan_freeze(model, 0.4, image_size=16)
+    share = frozen_flop_share(model, first, 16)
     apply_freeze(model, first)
-    assert plan_freeze(model, 1.0, image_size=16) == first
+    assert plan_freeze(model, 0.4, image_size=16) == first
+    assert frozen_flop_share(model, first, 16) == share
 
 
 def test_parameters_that_no_block_names_join_the_layer_called_before_them():
@@ -507,7 +513,7 @@ def test_a_depth_outside_0_to_1_is_refused(depth):
     ("blocks", "head", "why"),
     [
         ([["1.weight", "nope"]], None, "no such parameter"),
-        ([["1.weight"], ["1.weight"]], None, "two blocks"),
+        ([["1.weight"], ["1.weight"]], None, "named twice"),
         (None, ["nope"], "no submodule"),
         (None, [""], "no submodule"),
         (None, ["8"], "no parameters"),

@@ -24,7 +24,7 @@ ROOT = Path(harness.__file__).parents[1]
 GUIDE = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
 REGISTERING = [f"harness_{plural(kind)}" for kind in KINDS]
 OBSERVING = [hook for hook in HOOKS if hook not in REGISTERING]
-VALUES = {"trial": None, "kind": "final", "number": 3, "epoch": 1, "value": 0.5, "record": None, "records": ()}
+VALUES = {"trial": None, "kind": "k", "number": 3, "epoch": 1, "value": 0.5, "record": None, "records": []}
 
 
 def blocks(language: str) -> list[str]:

@@ -109,9 +109,7 @@ def test_a_manifest_travels_to_another_process(photos: Path, tmp_path: Path) -> 
     assert ForkingPickler.loads(bytes(ForkingPickler.dumps(manifest))) == manifest
 
 
-def test_a_second_load_reads_no_image(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_second_load_reads_no_image(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = load(photos, tmp_path)
 
     def refuse(*_: object) -> None:
@@ -299,8 +297,11 @@ def test_two_images_of_one_id_are_refused(tmp_path: Path) -> None:
 
 
 def test_official_splits_for_some_images_only_are_refused(photos: Path, tmp_path: Path) -> None:
-    rows = [f"{label}/{index}.png,{label},{'train' if index else ''}\n" for label in ("cat", "dog")
-            for index in range(8)]
+    rows = [
+        f"{label}/{index}.png,{label},{'train' if index else ''}\n"
+        for label in ("cat", "dog")
+        for index in range(8)
+    ]
     (photos / "labels.csv").write_text("file,label,split\n" + "".join(rows))
     assert "images without a split beside others that have one (2)" in problems(photos, tmp_path)
 

@@ -5,12 +5,12 @@ import sys
 
 import numpy as np
 import pytest
+from records_factory import COUNTS, make_protocol, make_record, make_scores, write_runs
 
 from harness.errors import UnknownNameError
 from harness.leaderboard.board import COLUMNS
 from harness.leaderboard.rank import load, rank
 from harness.metrics import evaluate
-from records_factory import COUNTS, make_protocol, make_record, make_scores, write_runs
 
 
 def numbers(board):

@@ -3,6 +3,7 @@ import json
 import os
 
 import pytest
+from records_factory import make_config, make_record, make_scores, write_runs
 
 from harness.errors import StorageError
 from harness.records import (
@@ -15,7 +16,6 @@ from harness.records import (
     write_atomically,
     write_record,
 )
-from records_factory import make_config, make_record, make_scores, write_runs
 
 
 def rewrite(path, change):

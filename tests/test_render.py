@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+from records_factory import make_record
 from rich.cells import cell_len
 from rich.console import Console
 
@@ -20,7 +21,6 @@ from harness.leaderboard.render import (
     format_table,
     render_table,
 )
-from records_factory import make_record
 
 LONG = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
 HOSTILE = ["[bold]x", "\x1b[2J\x07", "=HYPERLINK(1)", "a|b", "safe\u202egpj.exe", "a\nb", "<b>x</b>"]

@@ -59,8 +59,10 @@ def test_other_classes_do_not_change_a_class() -> None:
 def test_copies_stay_in_one_split() -> None:
     found: list[Labelled] = [("a", f"content-{index % 20}", None) for index in range(100)]
     splits = split_images(found, RULES)[0]
-    homes = {sha256: {split for (_, other, _), split in zip(found, splits, strict=True) if other == sha256}
-             for _, sha256, _ in found}
+    homes = {
+        sha256: {split for (_, other, _), split in zip(found, splits, strict=True) if other == sha256}
+        for _, sha256, _ in found
+    }
     assert all(len(home) == 1 for home in homes.values())
     assert len(set(splits)) == 3
 

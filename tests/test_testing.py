@@ -112,6 +112,7 @@ def flip_or_not(size):
         ("schedule", schedule(lambda steps: lambda step: 1 - step / steps)),
         ("dataset", dataset(pictures)),
         ("dataset", dataset(no_pictures)),
+        ("dataset", dataset(lambda folder, download: (folder / "index").open())),
     ],
 )
 def test_a_sound_component_passes(kind, item):
@@ -204,8 +205,8 @@ FAULTS = {
         (backbone(other_weights), "initialises-from-the-seed", "net: with one seed, two builds"),
         (backbone(lambda c, w, s: Leaky(c)), "freezes-down-to-its-head", "['stem.weight'] gets a grad"),
         (backbone(blocks=lambda m: [["stem.weight"]]), "has-blocks", "leave out the parameter"),
-        (backbone(blocks=lambda m: 2 * [["stem.weight"]]), "has-blocks", "two blocks hold it"),
-        (backbone(blocks=lambda m: [["stem.w"]]), "has-blocks", "no such parameter"),
+        (backbone(blocks=lambda m: 2 * [["stem.weight"]]), "has-blocks", "'stem.weight' wrongly"),
+        (backbone(blocks=lambda m: [["stem.w"]]), "has-blocks", "'stem.w' wrongly"),
         (backbone(head=lambda m: ["neck"]), "has-blocks", "'neck' is no submodule"),
         (
             backbone(weights=WeightsSpec(source="hub", licence="", cached=lambda: None, fetch=lambda: None)),
@@ -257,8 +258,8 @@ FAULTS = {
     "dataset": [
         (dataset(no_pictures, licence=" "), "states-its-terms", "pictures: it states no licence"),
         (dataset(no_pictures, url="example.org"), "states-its-terms", "no address"),
-        (dataset(lambda f, d: (f / "x").open()), "reads-or-says-why", "FileNotFoundError"),
-        (dataset(lambda f, d: []), "reads-or-says-why", "raise harness.DataError"),
+        (dataset(lambda f, d: {}[f]), "reads-or-says-why", "pictures: KeyError"),
+        (dataset(lambda f, d: []), "reads-or-says-why", "raise FileNotFoundError"),
         (dataset(lambda f, d: 2 * pictures(f, d)), "reads-or-says-why", "two samples have one id"),
         (dataset(lambda f, d: ["x.png"]), "reads-or-says-why", "something else than Sample"),
         (

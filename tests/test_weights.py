@@ -13,6 +13,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+from hub import Hub
 
 from harness import WeightsError
 from harness.engine.weights import preflight, probe, resolve_weights
@@ -20,7 +21,6 @@ from harness.errors import UsageError
 from harness.records import Provider, file_sha256
 from harness.registry import Component
 from harness.specs import BackboneSpec, WeightsSpec
-from hub import Hub
 
 # Runs in a process of its own, because the hub's client reads its environment when it is imported.
 SCRIPT = """
@@ -272,9 +272,7 @@ def downloads(tmp_path_factory):
         "timm/test_vit2.r160_in1k/README.md": b"no weights here",
     }
     with Hub(files, refused={"timm/test_vit.r160_in1k": 403}) as hub:
-        first = run_script(
-            hub.url, folder / "hf", "test_resnet", "test_vit", "test_vit2", "test_byobnet"
-        )
+        first = run_script(hub.url, folder / "hf", "test_resnet", "test_vit", "test_vit2", "test_byobnet")
         downloaded = hub.asked_for("GET /timm/test_resnet")
         hub.requests.clear()
         second = run_script(hub.url, folder / "hf", "test_resnet")

@@ -144,9 +144,7 @@ def _enlarged(image: Tensor, resize: int, interpolation: Interpolation) -> Tenso
 
 
 def _resized(image: Tensor, resize: int, interpolation: Interpolation) -> Tensor:
-    resized: Tensor = functional.resize(
-        image, [resize], interpolation=_MODES[interpolation], antialias=True
-    )
+    resized: Tensor = functional.resize(image, [resize], interpolation=_MODES[interpolation], antialias=True)
     return resized
 
 

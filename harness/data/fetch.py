@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from harness.errors import DataError, HarnessError, PluginError
+from harness.isolation import kept_random_state
 from harness.records import write_atomically
 from harness.specs import DatasetSpec, Sample
 
@@ -118,7 +119,7 @@ def _download(spec: DatasetSpec, folder: Path, marker: Path) -> list[Sample]:
 def _build(spec: DatasetSpec, folder: Path, *, download: bool) -> list[Sample]:
     try:
         # Progress belongs to stderr: stdout may be JSON.
-        with contextlib.redirect_stdout(sys.stderr):
+        with kept_random_state(), contextlib.redirect_stdout(sys.stderr):
             samples = list(spec.build(folder, download))
     except (*_FAILURES, HarnessError):
         raise

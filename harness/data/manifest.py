@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import dataclasses
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -62,7 +61,7 @@ class Manifest:
 
     def without(self, split: str) -> Manifest:
         """Return the manifest with the images of one split left out."""
-        return dataclasses.replace(self, items=tuple(item for item in self.items if item.split != split))
+        return replace(self, items=tuple(item for item in self.items if item.split != split))
 
     def counts(self) -> dict[str, tuple[int, ...]]:
         """Return the number of images of each class, by split."""

@@ -126,7 +126,10 @@ def set_train_mode(model: nn.Module, plan: FreezePlan) -> None:
     """Put the model into train mode, except for what the plan holds in eval mode; call before every epoch."""
     model.train()
     for name in plan.eval_modules:
-        model.get_submodule(name).eval()
+        module = model.get_submodule(name)
+        # One call reaches all modules inside, whose own names follow.
+        if module.training:
+            module.eval()
 
 
 def frozen_flop_share(model: nn.Module, plan: FreezePlan, image_size: int) -> float | None:
@@ -180,7 +183,7 @@ def _undisturbed(model: nn.Module) -> Iterator[None]:
     flags = [(module, module.training) for module in model.modules()]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     devices = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
-    # The fused encoder calls no submodules, and only while no parameter asks for a gradient.
+    # Fused attention hides its parts and its FLOPs, and runs only while nothing asks for a gradient.
     fast_path = torch.backends.mha.get_fastpath_enabled()
     try:
         with torch.random.fork_rng(devices=sorted(devices, key=str)):
@@ -297,7 +300,7 @@ def _named_blocks(model: nn.Module, blocks: Sequence[Sequence[str]]) -> list[lis
     for number, block in enumerate(blocks):
         for name in block:
             if name not in every_name or name in seen:
-                why = "two blocks hold it" if name in seen else "the model has no such parameter"
+                why = "it is named twice" if name in seen else "the model has no such parameter"
                 raise PluginError(
                     f"block {number} names the parameter {name!r} wrongly",
                     where=type(model).__name__,

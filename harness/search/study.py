@@ -235,10 +235,12 @@ class _Study:
         self._optuna.sampler = self._sampler(number)
 
     def _reporter(self, trial: optuna.Trial) -> Callable[[EpochRecord], bool]:
+        # A resumed trial has told its first epochs before.
+        told = set(self._optuna.get_trials(deepcopy=False)[trial.number].intermediate_values)
+
         def report(epoch: EpochRecord) -> bool:
             value = epoch.val_f1 if self._config.metric == "f1" else epoch.val_accuracy
-            # A resumed trial has told its first epochs before.
-            if epoch.epoch not in self._optuna.get_trials(deepcopy=False)[trial.number].intermediate_values:
+            if epoch.epoch not in told:
                 trial.report(value, step=epoch.epoch)
             return trial.should_prune()
 

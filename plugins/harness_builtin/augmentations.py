@@ -31,13 +31,11 @@ def build_trivial_augment(inputs: InputSpec) -> Callable[[Tensor], Tensor]:
     """Flip-crop, then TrivialAugment (Mueller and Hutter, ICCV 2021): one random operation, wide ranges."""
     from torchvision.transforms import v2
 
-    return _chain(
-        *_flip_crop(inputs), v2.TrivialAugmentWide(interpolation=v2.InterpolationMode.BILINEAR)
-    )
+    return _chain(*_flip_crop(inputs), v2.TrivialAugmentWide(interpolation=v2.InterpolationMode.BILINEAR))
 
 
 def build_rand_augment(inputs: InputSpec) -> Callable[[Tensor], Tensor]:
-    """Flip-crop, then RandAugment (Cubuk et al., NeurIPS 2020): two random operations of magnitude 9 of 30."""
+    """Flip-crop, then RandAugment (Cubuk et al., NeurIPS 2020): two random operations, magnitude 9 of 30."""
     from torchvision.transforms import v2
 
     return _chain(

@@ -126,9 +126,7 @@ def find_timm_head(name: str, model: nn.Module) -> tuple[str, ...]:
     return found
 
 
-def list_timm_blocks(
-    head: Callable[[nn.Module], Sequence[str]], model: nn.Module
-) -> list[list[str]] | None:
+def list_timm_blocks(head: Callable[[nn.Module], Sequence[str]], model: nn.Module) -> list[list[str]] | None:
     """Return parameter names by timm's own groups, from input to output, without the head.
 
     None where the architecture names no groups.

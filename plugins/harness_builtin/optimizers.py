@@ -99,9 +99,7 @@ def _timm() -> Any:
 @hookimpl
 def harness_optimizers() -> Iterable[OptimizerSpec | Family[OptimizerSpec]]:
     """Yield the optimizers."""
-    yield OptimizerSpec(
-        name="sgd", summary="SGD, Nesterov momentum 0.9", build=build_sgd, lr=(1e-3, 3e-1)
-    )
+    yield OptimizerSpec(name="sgd", summary="SGD, Nesterov momentum 0.9", build=build_sgd, lr=(1e-3, 3e-1))
     yield OptimizerSpec(name="adam", summary="Adam", build=build_adam, lr=(1e-5, 3e-3))
     yield OptimizerSpec(
         name="adamw", summary="Adam with decoupled weight decay", build=build_adamw, lr=(1e-5, 3e-3)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[np.float64]
     Mask = npt.NDArray[np.bool_]
+    Draw = Callable[..., Array]
 
 VERSION = 1
 SIDE = 64
@@ -55,8 +56,9 @@ def render(label: int, split: int, index: int) -> npt.NDArray[np.uint8]:
 
     def draw(*shape: int) -> Array:
         """Uniform in [0, 1), from the raw output, whose stream NumPy promises to keep."""
-        count = math.prod(shape)
-        return ((bits.random_raw(count) >> np.uint64(11)) * 2.0**-53).reshape(shape)
+        whole = bits.random_raw(math.prod(shape)) >> np.uint64(11)
+        values: Array = whole.astype(np.float64).reshape(shape) * 2.0**-53
+        return values
 
     fine = SIDE * _SUPERSAMPLING
     grid = (np.arange(fine) + 0.5) / fine * 2 - 1
@@ -78,12 +80,12 @@ def render(label: int, split: int, index: int) -> npt.NDArray[np.uint8]:
     return pixels
 
 
-def _two_colours(draw: Callable[..., Array]) -> tuple[Array, Array]:
+def _two_colours(draw: Draw) -> tuple[Array, Array]:
     """Draw a darker colour for the background and a brighter one for the shape."""
     return 0.5 * draw(3), 0.45 + 0.55 * draw(3)
 
 
-def _clouds(draw: Callable[..., Array]) -> Array:
+def _clouds(draw: Draw) -> Array:
     """Smooth random colour over the image: a 5 x 5 grid, stretched linearly; (64, 64, 3) in [-0.5, 0.5)."""
     import numpy as np
 
@@ -95,46 +97,41 @@ def _clouds(draw: Callable[..., Array]) -> Array:
     return rows[:, low] * (1 - share)[:, None] + rows[:, low + 1] * share[:, None]
 
 
-def _placed(name: str, draw: Callable[..., Array], x: Array, y: Array) -> Mask:
+def _placed(name: str, draw: Draw, x: Array, y: Array) -> Mask:
     """Draw the mask of a shape of random place, size and angle."""
     scale = 0.55 + 0.3 * draw(1)[0]
-    u, v = _turned(draw, x - (draw(1)[0] - 0.5) * 0.3, y - (draw(1)[0] - 0.5) * 0.3)
+    x, y = x - (draw(1)[0] - 0.5) * 0.3, y - (draw(1)[0] - 0.5) * 0.3
+    u, v = _turned(draw, x, y, reach=0.7)
     u = u * (0.85 + 0.3 * draw(1)[0])
     return _inside(name, u / scale, v / scale)
 
 
-def _turned(draw: Callable[..., Array], x: Array, y: Array) -> tuple[Array, Array]:
-    """Rotate by a random angle: a random direction, made unit length by a square root."""
-    import numpy as np
-
-    while True:
-        a, b = draw(2) * 2 - 1
-        length = np.sqrt(a * a + b * b)
-        if 0.1 < length < 1:
-            a, b = a / length, b / length
-            return a * x + b * y, a * y - b * x
+def _turned(draw: Draw, x: Array, y: Array, reach: float = 1.0) -> tuple[Array, Array]:
+    """Rotate by a random angle whose tangent is at most `reach`, made exact by a square root."""
+    slope = (draw(1)[0] * 2 - 1) * reach
+    cosine = 1 / math.sqrt(1 + slope * slope)
+    sine = slope * cosine
+    return cosine * x + sine * y, cosine * y - sine * x
 
 
 def _inside(name: str, u: Array, v: Array) -> Mask:
     square = u * u + v * v
-    if name == "circle":
-        return square < 0.8
-    if name == "ring":
-        return (square < 1) & (square > 0.3)
-    if name == "crescent":
-        return (square < 1) & ((u - 0.5) * (u - 0.5) + v * v > 0.64)
-    if name == "half-disc":
-        return (square < 1.2) & (v > 0)
-    if name == "square":
-        return (abs(u) < 0.78) & (abs(v) < 0.78)
-    if name == "cross":
-        return ((abs(u) < 0.32) | (abs(v) < 0.32)) & (abs(u) < 1) & (abs(v) < 1)
-    return _polygon(_STAR if name == "star" else _TRIANGLE, u, v)
+    masks: dict[str, Callable[[], Mask]] = {
+        "circle": lambda: square < 0.8,
+        "crescent": lambda: (square < 1) & ((u - 0.5) * (u - 0.5) + v * v > 0.64),
+        "cross": lambda: ((abs(u) < 0.32) | (abs(v) < 0.32)) & (abs(u) < 1) & (abs(v) < 1),
+        "half-disc": lambda: (square < 1.2) & (v > 0),
+        "ring": lambda: (square < 1) & (square > 0.3),
+        "square": lambda: (abs(u) < 0.78) & (abs(v) < 0.78),
+        "star": lambda: _polygon(_STAR, u, v),
+        "triangle": lambda: _polygon(_TRIANGLE, u, v),
+    }
+    return masks[name]()
 
 
 def _polygon(corners: tuple[tuple[float, float], ...], u: Array, v: Array) -> Mask:
     """Even-odd rule."""
-    inside = u != u
+    inside: Mask = u != u
     for (u0, v0), (u1, v1) in zip(corners, corners[1:] + corners[:1], strict=True):
         if v0 != v1:
             crosses = ((v0 > v) != (v1 > v)) & (u < (u1 - u0) * (v - v0) / (v1 - v0) + u0)
@@ -142,19 +139,20 @@ def _polygon(corners: tuple[tuple[float, float], ...], u: Array, v: Array) -> Ma
     return inside
 
 
-def _clutter(draw: Callable[..., Array], x: Array, y: Array) -> Mask:
+def _clutter(draw: Draw, x: Array, y: Array) -> Mask:
     """Draw a small disc or a thin line somewhere."""
     u, v = _turned(draw, x - (draw(1)[0] * 2 - 1), y - (draw(1)[0] * 2 - 1))
     size = 0.05 + 0.07 * draw(1)[0]
-    if draw(1)[0] < 0.5:
-        return u * u + v * v < size * size
-    return (abs(v) < size / 3) & (abs(u) < 5 * size)
+    round_one: Mask = u * u + v * v < size * size
+    long_one: Mask = (abs(v) < size / 3) & (abs(u) < 5 * size)
+    return round_one if draw(1)[0] < 0.5 else long_one
 
 
-def _bar(draw: Callable[..., Array], x: Array, y: Array) -> Mask:
+def _bar(draw: Draw, x: Array, y: Array) -> Mask:
     """Draw a bar that hides a part of the image."""
-    u, v = _turned(draw, x, y)
-    return abs(v - (draw(1)[0] - 0.5)) < 0.05 + 0.08 * draw(1)[0]
+    _, v = _turned(draw, x, y)
+    mask: Mask = abs(v - (draw(1)[0] - 0.5)) < 0.05 + 0.08 * draw(1)[0]
+    return mask
 
 
 def _laid_over(canvas: Array, mask: Mask, colour: Array) -> Array:

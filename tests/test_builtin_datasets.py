@@ -1,0 +1,254 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import harness
+from harness.data.bank import prepare, short_side
+from harness.data.manifest import SplitRules, load_manifest
+from harness_builtin import augmentations, datasets, shapes
+
+SPECS = {spec.name: spec for spec in datasets.harness_datasets()}
+POLICIES = {spec.name: spec for spec in augmentations.harness_augmentations()}
+INPUTS = harness.InputSpec(size=32)
+
+
+def image(path, shade=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (4, 4), (shade, 0, 0)).save(path)
+
+
+def summarised(samples):
+    return sorted((sample.id, sample.label, sample.split) for sample in samples)
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    """The first 32 training images of the generated set."""
+    return [shapes.render(index % 8, 0, index) for index in range(32)]
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_each_data_set_says_where_it_comes_from(name):
+    spec = SPECS[name]
+    assert spec.licence
+    assert "\n" not in spec.summary
+    if name != "shapes":
+        assert spec.url.startswith("https://")
+        assert spec.download_url
+        assert spec.size
+        assert spec.citation
+
+
+@pytest.mark.parametrize("name", [name for name in SPECS if name != "shapes"])
+def test_missing_data_are_not_downloaded_unasked(tmp_path, name):
+    with pytest.raises(RuntimeError, match="not found"):
+        list(SPECS[name].build(tmp_path / name, False))
+    assert not (tmp_path / name).exists()
+
+
+def test_pets(tmp_path):
+    base = tmp_path / "oxford-iiit-pet"
+    for name in ("Bengal_1", "great_dane_1", "Bengal_2", "great_dane_2"):
+        image(base / "images" / f"{name}.jpg")
+    (base / "annotations").mkdir()
+    (base / "annotations" / "trainval.txt").write_text("Bengal_1 1 1 1\ngreat_dane_1 2 2 1\n")
+    (base / "annotations" / "test.txt").write_text("Bengal_2 1 1 1\ngreat_dane_2 2 2 1\n")
+    assert summarised(SPECS["pets"].build(tmp_path, False)) == [
+        ("oxford-iiit-pet/images/Bengal_1.jpg", "Bengal", "train"),
+        ("oxford-iiit-pet/images/Bengal_2.jpg", "Bengal", "test"),
+        ("oxford-iiit-pet/images/great_dane_1.jpg", "Great Dane", "train"),
+        ("oxford-iiit-pet/images/great_dane_2.jpg", "Great Dane", "test"),
+    ]
+
+
+def test_dtd_takes_partition_1(tmp_path):
+    base = tmp_path / "dtd" / "dtd"
+    (base / "labels").mkdir(parents=True)
+    for split in ("train", "val", "test"):
+        (base / "labels" / f"{split}1.txt").write_text(f"dotted/{split}.jpg\nwoven/{split}.jpg\n")
+        for label in ("dotted", "woven"):
+            image(base / "images" / label / f"{split}.jpg")
+    found = summarised(SPECS["dtd"].build(tmp_path, False))
+    assert len(found) == 6
+    assert ("dtd/dtd/images/woven/val.jpg", "woven", "val") in found
+
+
+def test_eurosat_has_no_split(tmp_path):
+    for label in ("Forest", "River"):
+        image(tmp_path / "eurosat" / "2750" / label / f"{label}_1.jpg")
+    assert summarised(SPECS["eurosat"].build(tmp_path, False)) == [
+        ("eurosat/2750/Forest/Forest_1.jpg", "Forest", None),
+        ("eurosat/2750/River/River_1.jpg", "River", None),
+    ]
+
+
+def test_food101(tmp_path):
+    base = tmp_path / "food-101"
+    (base / "meta").mkdir(parents=True)
+    for split in ("train", "test"):
+        (base / "meta" / f"{split}.json").write_text(json.dumps({"ramen": [f"ramen/{split}"]}))
+        image(base / "images" / "ramen" / f"{split}.jpg")
+    assert summarised(SPECS["food101"].build(tmp_path, False)) == [
+        ("food-101/images/ramen/test.jpg", "ramen", "test"),
+        ("food-101/images/ramen/train.jpg", "ramen", "train"),
+    ]
+
+
+def test_gtsrb_names_classes_by_number(tmp_path):
+    base = tmp_path / "gtsrb"
+    for number in (0, 1):
+        image(base / "GTSRB" / "Training" / f"{number:05}" / "x.ppm")
+    image(base / "GTSRB" / "Final_Test" / "Images" / "00000.ppm")
+    (base / "GT-final_test.csv").write_text("Filename;Width;ClassId\n00000.ppm;4;1\n")
+    assert [(label, split) for _, label, split in summarised(SPECS["gtsrb"].build(tmp_path, False))] == [
+        ("01", "test"),
+        ("00", "train"),
+        ("01", "train"),
+    ]
+
+
+def test_flowers(tmp_path, monkeypatch):
+    from scipy.io import savemat
+    from torchvision.datasets import Flowers102
+
+    monkeypatch.setattr(Flowers102, "_check_integrity", lambda self: True)
+    base = tmp_path / "flowers-102"
+    base.mkdir()
+    # Two of each: of a single number, torchvision's reader makes no list.
+    savemat(base / "setid.mat", {"trnid": [[1, 2]], "valid": [[3, 4]], "tstid": [[5, 6]]})
+    savemat(base / "imagelabels.mat", {"labels": [[1, 2, 1, 2, 1, 102]]})
+    found = summarised(SPECS["flowers"].build(tmp_path, False))
+    assert found[0] == ("flowers-102/jpg/image_00001.jpg", "pink primrose", "train")
+    assert found[5] == ("flowers-102/jpg/image_00006.jpg", "blackberry lily", "test")
+
+
+@pytest.mark.parametrize(
+    ("name", "upstream"),
+    [("cifar10", "CIFAR10"), ("cifar100", "CIFAR100"), ("fashion-mnist", "FashionMNIST")],
+)
+def test_sets_in_memory_are_named_by_number(tmp_path, monkeypatch, name, upstream):
+    class Upstream:
+        classes = ("cat", "dog")
+
+        def __init__(self, root, train, download):
+            pixels = np.full((2, 28, 28), 1 + train, dtype=np.uint8)
+            self.data = torch.from_numpy(pixels) if upstream == "FashionMNIST" else pixels
+            self.targets = torch.tensor([0, 1]) if upstream == "FashionMNIST" else [0, 1]
+
+    monkeypatch.setattr(f"torchvision.datasets.{upstream}", Upstream)
+    samples = list(SPECS[name].build(tmp_path, False))
+    assert summarised(samples) == [
+        ("test/00000", "cat", "test"),
+        ("test/00001", "dog", "test"),
+        ("train/00000", "cat", "train"),
+        ("train/00001", "dog", "train"),
+    ]
+    assert all(isinstance(sample.image, np.ndarray) and sample.image.dtype == np.uint8 for sample in samples)
+
+
+def test_archives_put_into_the_folder_by_hand_are_found(tmp_path, monkeypatch):
+    class Upstream:
+        def __init__(self, root, *arguments, download):
+            assert (root / "eurosat" / "EuroSAT.zip").read_text() == "mine"
+            raise RuntimeError("seen")
+
+    monkeypatch.setattr("torchvision.datasets.EuroSAT", Upstream)
+    (tmp_path / "EuroSAT.zip").write_text("mine")
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="seen"):
+            list(SPECS["eurosat"].build(tmp_path, True))
+    assert (tmp_path / "EuroSAT.zip").exists()
+
+
+def test_the_shapes_never_change(drawn):
+    # A golden value: other pixels would be another data set under the same name. Raise VERSION with it.
+    assert shapes.VERSION == 1
+    assert hashlib.sha256(b"".join(one.tobytes() for one in drawn)).hexdigest()[:16] == "7500d05069cf59cd"
+
+
+def test_a_shape_depends_on_split_and_index_alone(drawn):
+    np.random.seed(1)
+    random.seed(1)
+    assert np.array_equal(shapes.render(3, 0, 3), drawn[3])
+    assert not np.array_equal(shapes.render(3, 1, 3), drawn[3])
+    assert not np.array_equal(shapes.render(3, 0, 11), drawn[3])
+
+
+def test_the_shapes_are_balanced_and_split(monkeypatch):
+    blank = np.zeros((64, 64, 3), dtype=np.uint8)
+    monkeypatch.setattr(shapes, "render", lambda *_: blank)
+    samples = list(SPECS["shapes"].build(None, False))
+    assert len({sample.id for sample in samples}) == 960
+    for split, size in (("train", 480), ("val", 240), ("test", 240)):
+        labels = [sample.label for sample in samples if sample.split == split]
+        assert {labels.count(label) for label in shapes.CLASSES} == {size // 8}
+
+
+def test_the_shapes_vary(drawn):
+    assert all(one.shape == (64, 64, 3) and one.dtype == np.uint8 for one in drawn)
+    assert len({one.tobytes() for one in drawn}) == 32
+    means = np.array([one.mean(axis=(0, 1)) for one in drawn])
+    assert means.std(axis=0).min() > 15
+
+
+def test_the_shapes_load_as_a_data_set(tmp_path, monkeypatch):
+    monkeypatch.setitem(shapes.SIZES, "train", 16)
+    monkeypatch.setitem(shapes.SIZES, "val", 8)
+    monkeypatch.setitem(shapes.SIZES, "test", 8)
+    registry = harness.load_registry(["no:terminal"])
+    manifest = load_manifest("shapes", registry, rules=SplitRules(), home=tmp_path)
+    assert manifest.classes == tuple(sorted(shapes.CLASSES))
+    assert manifest.split_rule == "official"
+    assert manifest.counts() == {"train": (2,) * 8, "val": (1,) * 8, "test": (1,) * 8}
+    assert manifest.warnings == ()
+
+
+@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("shape", [(40, 60), (37, 150), (32, 32), (20, 25)])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "nearest"])
+def test_a_policy_returns_a_square_of_the_wanted_size(name, shape, interpolation):
+    policy = POLICIES[name].build(harness.InputSpec(size=32, interpolation=interpolation))
+    pixels = torch.randint(0, 256, (3, *shape), dtype=torch.uint8)
+    for seed in range(3):
+        torch.manual_seed(seed)
+        result = policy(pixels)
+        assert result.dtype == torch.uint8
+        assert tuple(result.shape) == (3, 32, 32)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_policy_depends_on_the_seed_and_on_nothing_else(name, drawn):
+    policy = POLICIES[name].build(INPUTS)
+    pixels = torch.from_numpy(drawn[0]).permute(2, 0, 1)
+
+    def views():
+        torch.manual_seed(5)
+        return torch.stack([policy(pixels) for _ in range(8)])
+
+    first = views()
+    assert torch.equal(views(), first)
+    assert (name == "none") == all(torch.equal(view, first[0]) for view in first)
+
+
+def test_no_augmentation_is_what_evaluation_sees(drawn):
+    from harness.data.bank import centre_crop
+
+    inputs = harness.InputSpec(size=40, crop=0.9)
+    banked = prepare(drawn[0], short_side(inputs.size, inputs.crop), inputs.interpolation)
+    assert torch.equal(POLICIES["none"].build(inputs)(banked), centre_crop(banked, 40))
+
+
+@pytest.mark.parametrize("name", ["flip-crop", "trivial-augment", "rand-augment"])
+def test_half_of_the_views_are_flipped(name):
+    ramp = torch.arange(64, dtype=torch.uint8).mul(4).expand(3, 64, 64)
+    torch.manual_seed(0)
+    crop = POLICIES["flip-crop"].build(INPUTS)
+    flipped = sum(bool(view[0, 0, 0] > view[0, 0, -1]) for view in (crop(ramp) for _ in range(100)))
+    assert 30 < flipped < 70
