@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from harness.leaderboard.rank import Leaderboard, rank
     from harness.records import StudyView, TrialConfig, TrialRecord, read_record, read_records
     from harness.registry import Registry, load_registry
-    from harness.search.study import StudyResult, run_study
+    from harness.search.result import StudyResult
+    from harness.search.study import run_study
     from harness.specs import (
         AugmentationSpec,
         BackboneSpec,
@@ -60,7 +61,8 @@ _HOMES = {
     "harness.leaderboard.rank": ["Leaderboard", "rank"],
     "harness.records": ["StudyView", "TrialConfig", "TrialRecord", "read_record", "read_records"],
     "harness.registry": ["Registry", "load_registry"],
-    "harness.search.study": ["StudyResult", "run_study"],
+    "harness.search.result": ["StudyResult"],
+    "harness.search.study": ["run_study"],
     "harness.specs": [
         "AugmentationSpec",
         "BackboneSpec",

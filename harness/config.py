@@ -165,7 +165,7 @@ class RunConfig(_Model):
     """CPU threads of a trial; 0 takes all cores. Another count changes the last bits of the weights."""
     executor: Literal["process", "inline"] = "process"
     """`process` isolates trials from the study; `inline` is for debugging."""
-    stall: int = Field(default=900, ge=10)
+    stall: int = Field(default=900, ge=4)
     """Seconds without a training step after which a trial counts as hung."""
 
 

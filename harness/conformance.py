@@ -31,32 +31,6 @@ from harness.specs import (
 )
 
 
-def require(condition: object, message: str) -> None:
-    """Raise AssertionError unless a condition holds; unlike `assert` also under `python -O`."""
-    if not condition:
-        raise AssertionError(message)
-
-
-def seed_all(seed: int) -> None:
-    """Seed torch's, NumPy's and Python's generators."""
-    torch.manual_seed(seed)
-    np.random.seed(seed)
-    random.seed(seed)
-
-
-def is_described(spec: Spec) -> None:
-    """Check what every component says of itself."""
-    require(spec.name.isprintable() and not spec.name[-1:].isspace(), "its name has signs that do not print")
-    require(spec.summary.strip(), "its summary is empty")
-    require(spec.summary.isprintable(), "its summary is more than one line of plain text")
-    require(callable(getattr(spec, "build", None)), "its build cannot be called")
-    try:
-        spec.name = spec.name  # type: ignore[misc]
-    except dataclasses.FrozenInstanceError:
-        return
-    require(False, "it can be changed: specs are frozen")
-
-
 # --- backbones --------------------------------------------------------------------------------------------
 
 
@@ -152,47 +126,6 @@ def _takes_its_weights(spec: BackboneSpec) -> None:
     if file is not None:
         with torch.inference_mode():
             _logits(spec, _model(spec, 3, file).eval(), _images(spec, 2), 3)
-
-
-# --- augmentations ----------------------------------------------------------------------------------------
-
-
-def _pictures() -> dict[str, Tensor]:
-    grey = torch.randint(0, 256, (1, 40, 40), dtype=torch.uint8).expand(3, -1, -1).clone()
-    return {
-        "an odd image": torch.randint(0, 256, (3, 37, 53), dtype=torch.uint8),
-        "a grey image": grey,
-        "a tiny image": torch.randint(0, 256, (3, 5, 3), dtype=torch.uint8),
-        "a black image": torch.zeros(3, 64, 48, dtype=torch.uint8),
-    }
-
-
-def _keeps_the_form_of_images(spec: AugmentationSpec) -> None:
-    for size in (32, 47):
-        policy = spec.build(InputSpec(size=size))
-        for label, image in _pictures().items():
-            for seed in range(4):
-                seed_all(seed)
-                given = image.clone()
-                result = policy(given)
-                require(isinstance(result, Tensor), f"{label} became a {type(result).__name__}, no tensor")
-                require(result.dtype == torch.uint8, f"{label} became {result.dtype}, not uint8")
-                shape = tuple(result.shape)
-                require(shape == (3, size, size), f"{label} became {shape}, not {(3, size, size)}")
-                require(torch.equal(given, image), f"{label} was changed in place: other trials share it")
-
-
-def _repeats_itself_from_a_seed(spec: AugmentationSpec) -> None:
-    policy = spec.build(InputSpec(size=32))
-    for label, image in _pictures().items():
-        results = []
-        # What was drawn in between must not matter, nor which object draws.
-        for again in (policy, policy, spec.build(InputSpec(size=32))):
-            seed_all(3)
-            results.append(again(image.clone()))
-            policy(image.clone())
-        same = all(torch.equal(results[0], other) for other in results)
-        require(same, f"{label} becomes another one though all generators have the same seed")
 
 
 # --- losses -----------------------------------------------------------------------------------------------
@@ -291,7 +224,7 @@ def _goes_down_a_quadratic(spec: OptimizerSpec) -> None:
     require(losses[-1] < losses[0], f"at lr {_middle(spec):.3g}, inside its bounds, a quadratic went {went}")
 
 
-# --- schedules and data sets ------------------------------------------------------------------------------
+# --- schedules and tables of checks
 
 
 def _gives_factors(spec: ScheduleSpec) -> None:
@@ -304,34 +237,8 @@ def _gives_factors(spec: ScheduleSpec) -> None:
         backward = [float(factor(step)) for step in reversed(range(steps))]
         require(forward == backward[::-1], "a factor depends on earlier calls, so no study could be resumed")
 
-
-def _states_its_terms(spec: DatasetSpec) -> None:
-    require(spec.licence.strip(), "it states no licence")
-    require(spec.url.startswith(("https://", "http://")), f"its url is no address: {spec.url!r}")
-
-
-def _reads_or_says_why(spec: DatasetSpec) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            samples = list(islice(spec.build(Path(folder), False), 200))
-            again = list(islice(spec.build(Path(folder), False), 200))
-        except (DataError, OSError, RuntimeError):
-            # It is not at hand, and says so in a way that the host takes as a reason to download.
-            return
-    require(samples, "without its files it yields nothing: raise FileNotFoundError")
-    require(all(isinstance(sample, Sample) for sample in samples), "it yields something else than Sample")
-    require(len({sample.id for sample in samples}) == len(samples), "two samples have one id")
-    require([s.id for s in samples] == [s.id for s in again], "read twice, its order differs")
-    for sample in samples:
-        require(sample.label.strip(), f"sample {sample.id!r} has no label")
-        image = sample.image
-        if isinstance(image, np.ndarray):
-            good = image.dtype == np.uint8 and (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3))
-            require(good, f"sample {sample.id!r} has {image.dtype} pixels of shape {image.shape}")
-
-
 CHECKS: dict[str, dict[str, Callable[[Any], None]]] = {
-    "dataset": {"states-its-terms": _states_its_terms, "reads-or-says-why": _reads_or_says_why},
+    "dataset": {"states-its-terms": states_its_terms, "reads-or-says-why": reads_or_says_why},
     "backbone": {
         "gives-logits": _gives_logits,
         "repeats-itself-in-eval": _repeats_itself_in_eval,
@@ -341,8 +248,8 @@ CHECKS: dict[str, dict[str, Callable[[Any], None]]] = {
         "takes-its-weights": _takes_its_weights,
     },
     "augmentation": {
-        "keeps-the-form-of-images": _keeps_the_form_of_images,
-        "repeats-itself-from-a-seed": _repeats_itself_from_a_seed,
+        "keeps-the-form-of-images": keeps_the_form_of_images,
+        "repeats-itself-from-a-seed": repeats_itself_from_a_seed,
     },
     "loss": {
         "is-a-scalar-with-a-gradient": _is_a_scalar_with_a_gradient,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def home() -> Path:
-    """Return the folder of data, decoded images and caches: `HARNESS_HOME`, or the platform's cache folder."""
+    """Return the folder of data and caches: `HARNESS_HOME`, or the platform's cache folder."""
     given = os.environ.get("HARNESS_HOME")
     if given:
         return Path(given).expanduser().absolute()

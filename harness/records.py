@@ -7,24 +7,18 @@ before Optuna hears of the result, so a finished trial is never lost.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
-import os
-import types
-import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Literal, TypeAlias
 
-from harness.errors import StorageError
+from harness.documents import digest, parse_document, write_document
 
 SCHEMA = "harness.record/1"
 
 Kind: TypeAlias = Literal["search", "final"]
 State: TypeAlias = Literal["complete", "pruned", "failed", "stopped"]
 Metric: TypeAlias = Literal["f1", "accuracy"]
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,50 +214,10 @@ class TrialRecord:
         return f"finals/{self.number:04d}-seed{self.config.seed}"
 
 
-def canonical(value: object) -> str:
-    """Write JSON in the one form that digests are taken of: sorted keys, no spaces, UTF-8, no NaN."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-
-
-def digest(value: object) -> str:
-    """Return the SHA-256 of a JSON value."""
-    return hashlib.sha256(canonical(value).encode()).hexdigest()
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that a crash leaves the old one, the new one, or none; never a part.
-
-    Raises:
-        StorageError: The folder cannot be written, or the disk is full.
-    """
-    part = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-        if os.name == "posix":
-            descriptor = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-    except OSError as error:
-        raise StorageError(
-            "cannot write a study's file",
-            where=str(path),
-            why=str(error),
-            fixes=["free disk space or choose another folder with --runs"],
-        ) from error
-
-
 def write_record(study_folder: Path, record: TrialRecord) -> Path:
     """Store a record under its study's folder and return its file."""
-    body = dataclasses.asdict(record)
     path = study_folder / record.folder / "record.json"
-    write_atomically(path, canonical({**body, "sha256": digest(body)}) + "\n")
+    write_document(path, dataclasses.asdict(record))
     return path
 
 
@@ -273,28 +227,7 @@ def read_record(path: Path) -> TrialRecord:
     Raises:
         StorageError: The file is missing, damaged, edited, or of another schema.
     """
-    try:
-        body = json.loads(path.read_text(encoding="utf-8"))
-        stored = body.pop("sha256")
-        schema = body["schema"]
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise StorageError("a record cannot be read", where=str(path), why=repr(error)) from error
-    if schema != SCHEMA:
-        raise StorageError(
-            f"a record has schema {schema!r}, this version reads {SCHEMA!r}",
-            where=str(path),
-            fixes=["upgrade transfer-harness"],
-        )
-    try:
-        if digest(body) != stored:
-            raise StorageError(
-                "a record does not match its own SHA-256: it was damaged or edited", where=str(path)
-            )
-        return from_json(TrialRecord, body)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise StorageError(
-            "a record has not the form of its schema", where=str(path), why=repr(error)
-        ) from error
+    return parse_document(TrialRecord, path, SCHEMA, "a record")
 
 
 def read_records(study_folder: Path) -> list[TrialRecord]:
@@ -310,33 +243,3 @@ def study_folders(runs: Path) -> Iterator[Path]:
     """Yield the folders of all studies under `runs`, by name."""
     for path in sorted(runs.glob("*/study.json")):
         yield path.parent
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def from_json(cls: type[T], value: Any) -> T:
-    """Build a record dataclass from its JSON form, restoring tuples and nested records."""
-    hints = typing.get_type_hints(cls)
-    return cls(**{name: _restore(hints[name], item) for name, item in value.items()})
-
-
-def _restore(hint: Any, value: Any) -> Any:
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return None if value is None else _restore(args[0], value)
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        return from_json(hint, value)
-    if origin is tuple:
-        # No look at each cell of a confusion matrix: at a hundred classes that took nearly all the time.
-        if args[0] in (int, float, str) and args[-1] is Ellipsis:
-            return tuple(value)
-        if len(args) == 2 and args[1] is Ellipsis:
-            return tuple(_restore(args[0], item) for item in value)
-        return tuple(_restore(part, item) for part, item in zip(args, value, strict=True))
-    if origin is not None and isinstance(value, dict):
-        return {key: _restore(args[1], item) for key, item in value.items()}
-    return value

@@ -74,7 +74,7 @@ class DatasetSpec(Spec):
     url: str
     """Where the data set is described."""
     download_url: str = ""
-    """A file the download starts with; asked for first, so that a machine without network hears it at once."""
+    """A file the download starts with; asked for first, so that a machine without network says so."""
     size: str = ""
     """What is downloaded, in words: `330 MB`."""
     citation: str = ""

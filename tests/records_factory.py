@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from harness.documents import canonical, digest, write_atomically
 from harness.records import (
     ClassScores,
     CostRecord,
@@ -20,9 +21,6 @@ from harness.records import (
     TrialConfig,
     TrialRecord,
     WeightsRecord,
-    canonical,
-    digest,
-    write_atomically,
     write_record,
 )
 

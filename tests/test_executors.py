@@ -48,10 +48,10 @@ def test_a_crash_costs_one_trial_and_the_worker_is_replaced(process, registry, t
 
 @pytest.mark.slow
 def test_a_hanging_trial_is_killed_after_the_stall_time(process, registry, tmp_path):
-    study = process(trials=2, finalize={"top": 0}, run={"stall": 10}, **losses("hanging", "cross-entropy"))
+    study = process(trials=2, finalize={"top": 0}, run={"stall": 4}, **losses("hanging", "cross-entropy"))
     result = run_study(study, registry=registry, runs=tmp_path)
     outcomes = {record.config.loss: record.reason for record in result.records}
-    assert outcomes["hanging"] == "hang: no training step for 10 s"
+    assert outcomes["hanging"] == "hang: no training step for 4 s"
     assert outcomes["cross-entropy"] == ""
 
 

@@ -5,17 +5,9 @@ import os
 import pytest
 from records_factory import make_config, make_record, make_scores, write_runs
 
+from harness.documents import canonical, digest, write_atomically
 from harness.errors import StorageError
-from harness.records import (
-    TrialRecord,
-    canonical,
-    digest,
-    read_record,
-    read_records,
-    study_folders,
-    write_atomically,
-    write_record,
-)
+from harness.records import TrialRecord, read_record, read_records, study_folders, write_record
 
 
 def rewrite(path, change):
@@ -141,7 +133,7 @@ def test_a_crash_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(StorageError, match="cannot write") as caught:
+    with pytest.raises(StorageError, match="cannot be written") as caught:
         write_atomically(path, "new")
     assert "No space left" in caught.value.why
     assert path.read_text(encoding="utf-8") == "old"

@@ -10,7 +10,7 @@ from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_sc
 
 from harness import NoTrialSucceeded, StorageError, UsageError, run_study
 from harness.records import read_record, read_records
-from harness.search.study import choose_finalists
+from harness.search.result import choose_finalists
 
 
 @pytest.fixture(scope="module")
@@ -292,7 +292,7 @@ def test_a_study_can_run_outside_the_main_thread(tiny, registry, tmp_path):
 def test_a_damaged_study_file_is_a_storage_error(tiny, registry, tmp_path):
     first = run_study(tiny(name="mine", trials=1), registry=registry, runs=tmp_path)
     (first.folder / "study.json").write_text("{")
-    with pytest.raises(StorageError, match="cannot be read") as caught:
+    with pytest.raises(StorageError, match="a study cannot be read") as caught:
         run_study(tiny(name="mine", trials=1), registry=registry, runs=tmp_path)
     assert caught.value.exit_code == 6
 

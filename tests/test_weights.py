@@ -16,9 +16,10 @@ import torch
 from hub import Hub
 
 from harness import WeightsError
+from harness.documents import file_sha256
 from harness.engine.weights import preflight, probe, resolve_weights
 from harness.errors import UsageError
-from harness.records import Provider, file_sha256
+from harness.records import Provider
 from harness.registry import Component
 from harness.specs import BackboneSpec, WeightsSpec
 

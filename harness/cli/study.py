@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from harness import paths
-from harness.errors import UnknownNameError, UsageError
+from harness.cli.settings import study_values
+from harness.errors import UnknownNameError
 from harness.text import safe_text
 
 if TYPE_CHECKING:
     from harness.records import TrialRecord
-    from harness.search.study import StudyResult
+    from harness.search.result import StudyResult
 
 _RUNS = click.option(
     "--runs", type=click.Path(path_type=Path, file_okay=False), help="Folder of studies; default ./runs."
@@ -114,7 +115,7 @@ def run(ctx: click.Context, /, file: Path | None, runs: Path | None, **flags: An
 @_RUNS
 def list_(runs: Path | None, as_json: bool) -> None:
     """List the studies of this folder."""
-    from harness.search.study import load_study
+    from harness.search.result import load_study
 
     found = [load_study(folder) for folder in _folders(runs)]
     if as_json:
@@ -127,7 +128,7 @@ def list_(runs: Path | None, as_json: bool) -> None:
     if not found:
         click.echo(f"no studies under {runs or paths.runs()}; start one with: harness study run", err=True)
         return
-    rows = [("study", "data set", "trials", "best", "metric")]
+    rows: list[tuple[str, ...]] = [("study", "data set", "trials", "best", "metric")]
     for study in found:
         summary = _summary(study)
         best = summary["best"]
@@ -155,7 +156,7 @@ def show(study: str, runs: Path | None, as_json: bool) -> None:
             json.dumps({**_summary(result), "records": [_row(record) for record in result.records]}, indent=2)
         )
         return
-    rows = [
+    rows: list[tuple[str, ...]] = [
         ("trial", "state", result.metric, "backbone", "freeze", "lr", "optimizer", "augment", "loss", "why")
     ]
     for record in result.records:
@@ -204,50 +205,13 @@ def best(study: str, runs: Path | None, as_json: bool) -> None:
             click.echo(f"  {'weights':<13} {result.folder / final.folder / 'model.safetensors'}")
 
 
-def study_values(file: Path | None, flags: dict[str, Any]) -> dict[str, Any]:
-    """Merge the study file, or the default study, with the flags.
-
-    Raises:
-        UsageError: The file or a `--set` is unreadable.
-    """
-    from harness.config import DEFAULT_STUDY, load_study_file
-
-    values: dict[str, Any]
-    if file is not None:
-        values = load_study_file(file)
-    elif flags.get("dataset"):
-        values = {}
-    else:
-        values = json.loads(json.dumps(DEFAULT_STUDY))
-    homes = {
-        "space": ("backbone", "freeze_depth", "lr", "optimizer", "augmentation", "loss", "schedule"),
-        "train": ("epochs", "batch_size", "image_size"),
-        "search": ("sampler", "pruner"),
-        "run": ("device", "threads"),
-        "": ("dataset", "trials", "timeout", "metric", "seed", "init", "name"),
-    }
-    for section, keys in homes.items():
-        for key in keys:
-            value = flags.get(key)
-            if value is None or value == ():
-                continue
-            _put(values, [section, key] if section else [key], _lr(value) if key == "lr" else value)
-    renamed = {"finalists": ["finalize", "top"], "seeds": ["finalize", "seeds"], "weights": ["weights_dir"]}
-    for key, path in renamed.items():
-        if flags.get(key) is not None:
-            _put(values, path, str(flags[key]) if key == "weights" else flags[key])
-    for setting in flags.get("settings") or ():
-        _put(values, *_parse_setting(setting))
-    return values
-
-
 def find_study(name: str, runs: Path | None) -> StudyResult:
     """Read a study by its name or folder.
 
     Raises:
         UnknownNameError: There is none of that name.
     """
-    from harness.search.study import load_study
+    from harness.search.result import load_study
 
     folders = {folder.name: folder for folder in _folders(runs)}
     if name in folders:
@@ -263,41 +227,6 @@ def _folders(runs: Path | None) -> Iterator[Path]:
     from harness.records import study_folders
 
     return study_folders(runs or paths.runs())
-
-
-def _put(values: dict[str, Any], path: Sequence[str], value: Any) -> None:
-    *sections, key = path
-    for section in sections:
-        values = values.setdefault(section, {})
-        if not isinstance(values, dict):
-            raise UsageError(f"{section!r} is no table of the study", where="--set")
-    values[key] = list(value) if isinstance(value, tuple) else value
-
-
-def _lr(text: str) -> object:
-    if text == "auto":
-        return text
-    low, colon, high = text.partition(":")
-    try:
-        return {"low": float(low), "high": float(high), "log": True} if colon else float(text)
-    except ValueError:
-        raise UsageError(
-            f"write a learning rate as 1e-3, 1e-5:1e-2 or auto (got {text!r})", where="--lr"
-        ) from None
-
-
-def _parse_setting(setting: str) -> tuple[list[str], Any]:
-    import tomllib
-
-    key, equals, text = setting.partition("=")
-    if not equals:
-        raise UsageError(f"write --set as KEY=VALUE (got {setting!r})", where="--set")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        # A bare word is what a shell leaves of a quoted string.
-        value = text
-    return key.strip().split("."), value
 
 
 def _row(record: TrialRecord) -> dict[str, Any]:
@@ -323,7 +252,6 @@ def _summary(study: StudyResult) -> dict[str, Any]:
 
     from harness.errors import NoTrialSucceeded
 
-    document = json.loads((study.folder / "study.json").read_text(encoding="utf-8"))
     try:
         top: dict[str, Any] | None = {"number": study.best.number, **_row(study.best)["scores"]}
     except NoTrialSucceeded:
@@ -331,9 +259,9 @@ def _summary(study: StudyResult) -> dict[str, Any]:
     return {
         "schema": "harness.study-summary/1",
         "name": study.name,
-        "dataset": document["dataset"],
+        "dataset": study.dataset,
         "metric": study.metric,
-        "trials": document["trials"],
+        "trials": study.trials,
         "outcomes": dict(Counter(record.state for record in study.records if record.kind == "search")),
         "finals": sum(record.kind == "final" for record in study.records),
         "best": top if top is None else {"number": top["number"], "val": top["val"]},

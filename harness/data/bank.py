@@ -20,8 +20,8 @@ from torchvision.transforms.v2 import functional
 from harness.data.decode import DECODE, Pixels, decode, read_bytes
 from harness.data.manifest import Item
 from harness.data.scan import content_sha256
+from harness.documents import canonical, digest
 from harness.errors import DataError, StorageError
-from harness.records import canonical, digest
 from harness.specs import Interpolation
 
 SCHEMA = "harness.bank/1"

@@ -16,9 +16,9 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from harness.documents import write_atomically
 from harness.errors import DataError, HarnessError, PluginError
 from harness.isolation import kept_random_state
-from harness.records import write_atomically
 from harness.specs import DatasetSpec, Sample
 
 SECONDS = 5.0

@@ -15,8 +15,9 @@ from harness.data.folder import LABELS_FILE, read_folder
 from harness.data.scan import Verdict, scan
 from harness.data.split import SplitRules as SplitRules
 from harness.data.split import split_images
+from harness.documents import digest
 from harness.errors import DataError, UnknownNameError
-from harness.records import DatasetRecord, Protocol, digest
+from harness.records import DatasetRecord, Protocol
 from harness.registry import Registry
 from harness.specs import DatasetSpec, Sample, Split
 

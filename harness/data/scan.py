@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.data.decode import DECODE, Pixels, decode, read_bytes
+from harness.documents import canonical, write_atomically
 from harness.errors import DataError, StorageError
-from harness.records import canonical, write_atomically
 from harness.specs import Sample
 
 SCHEMA = "harness.scan/1"

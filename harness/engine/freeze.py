@@ -9,20 +9,25 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from harness.engine.layers import (
+    black_images,
+    find_layers,
+    last_layer,
+    place_modules,
+    record_calls,
+    undisturbed,
+)
 from harness.errors import HarnessError, PluginError, UsageError
 
 # An attribute of a model: the parameters that `apply_freeze` froze, as opposed to its author's constants.
 _APPLIED = "_harness_frozen"
-Calls: TypeAlias = dict[nn.Module, list[int]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,9 +80,9 @@ def plan_freeze(
     if not 0.0 <= depth <= 1.0:
         raise UsageError(f"freeze depth must be between 0 and 1 (got {depth!r})", where="freeze_depth")
     parameters = dict(model.named_parameters())
-    calls = _record_calls(model, image_size)
-    layer_of = _find_layers(model, calls)
-    head = (_last_layer(model, calls, layer_of),) if head is None else tuple(head)
+    calls = record_calls(model, image_size)
+    layer_of = find_layers(model, calls)
+    head = (last_layer(model, calls, layer_of),) if head is None else tuple(head)
     head_parameters = _parameters_of(model, head)
     body = [name for name in parameters if name not in head_parameters]
     ordered = _complete(_named_blocks(model, blocks or ()), body, layer_of)
@@ -85,7 +90,7 @@ def plan_freeze(
     n_frozen = math.floor(depth * len(ordered) + 0.5)
     frozen = {name for block in ordered[:n_frozen] for name in block}
     earlier: frozenset[str] = getattr(model, _APPLIED, frozenset())
-    frozen_modules, eval_modules = _place_modules(model, {id(parameters[name]) for name in frozen}, calls)
+    frozen_modules, eval_modules = place_modules(model, {id(parameters[name]) for name in frozen}, calls)
     size = sum(parameters[name].numel() for name in body)
     return FreezePlan(
         depth=depth,
@@ -160,8 +165,8 @@ def frozen_flop_share(model: nn.Module, plan: FreezePlan, image_size: int) -> fl
     ]
     try:
         # Without autograd the counter's module tracker fails on models that pass parameters to submodules.
-        with _undisturbed(model), torch.enable_grad(), counter:
-            model(_zeros(model, image_size))
+        with undisturbed(model), torch.enable_grad(), counter:
+            model(black_images(model, image_size))
     except Exception:
         return None
     finally:
@@ -169,104 +174,6 @@ def frozen_flop_share(model: nn.Module, plan: FreezePlan, image_size: int) -> fl
             handle.remove()
     total = counter.get_total_flops()
     return frozen / total if total else None
-
-
-def _zeros(model: nn.Module, image_size: int) -> Tensor:
-    """Return two black images of the model's device and dtype."""
-    like = next(model.parameters(), torch.empty(0))
-    return torch.zeros(2, 3, image_size, image_size, device=like.device, dtype=like.dtype)
-
-
-@contextmanager
-def _undisturbed(model: nn.Module) -> Iterator[None]:
-    """Put the model into eval mode; restore training flags, buffers and torch's random state on leaving."""
-    flags = [(module, module.training) for module in model.modules()]
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    devices = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
-    # Fused attention hides its parts and its FLOPs, and runs only while nothing asks for a gradient.
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    try:
-        with torch.random.fork_rng(devices=sorted(devices, key=str)):
-            torch.backends.mha.set_fastpath_enabled(False)
-            model.eval()
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
-        # Attention of LeViT and its kin caches biases in eval mode and drops them only in `train(True)`.
-        model.train()
-        for module, training in flags:
-            module.training = training
-        with torch.no_grad():
-            for buffer, saved in buffers:
-                if not torch.equal(buffer, saved):
-                    buffer.copy_(saved)
-
-
-def _record_calls(model: nn.Module, image_size: int) -> Calls:
-    """Return when a forward pass enters each module: positions in one order, ascending."""
-    calls: Calls = {}
-    position = 0
-
-    def enter(module: nn.Module, _: object) -> None:
-        nonlocal position
-        calls.setdefault(module, []).append(position)
-        position += 1
-
-    handles = [module.register_forward_pre_hook(enter) for module in model.modules()]
-    try:
-        with _undisturbed(model), torch.no_grad():
-            model(_zeros(model, image_size))
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:
-        raise PluginError(
-            f"the backbone does not run on images of 3x{image_size}x{image_size}",
-            where=type(model).__name__,
-            why=f"{type(error).__name__}: {str(error).partition(chr(10))[0]}",
-            fixes=["choose another train.image_size", "report it to the author of the backbone"],
-        ) from error
-    finally:
-        for handle in handles:
-            handle.remove()
-    return calls
-
-
-def _find_layers(model: nn.Module, calls: Calls) -> dict[str, int]:
-    """Return each parameter's layer, as the position of the layer's first call.
-
-    A parameter is owned by the closest module around it that is called. A layer is an owner that holds no
-    other. What any other owner holds (a position embedding, a layer scale) goes with the first layer in it.
-    """
-    owner: dict[str, nn.Module] = {}
-    for name, _ in model.named_parameters():
-        path = name.split(".")[:-1]
-        around = (model.get_submodule(".".join(path[:end])) for end in range(len(path), -1, -1))
-        owner[name] = next((module for module in around if module in calls), model)
-    owners = set(owner.values())
-    first_in = {
-        module: min(
-            (calls[inner][0] for inner in module.modules() if inner in owners and inner is not module),
-            default=calls[module][0],
-        )
-        for module in owners
-    }
-    return {name: first_in[module] for name, module in owner.items()}
-
-
-def _last_layer(model: nn.Module, calls: Calls, layer_of: Mapping[str, int]) -> str:
-    """Return the name of the layer that is called last."""
-    layers = set(layer_of.values())
-    called = [(calls[module], name) for name, module in model.named_modules() if module in calls]
-    found = [(positions[-1], name) for positions, name in called if positions[0] in layers]
-    name = max(found)[1] if found else ""
-    if not name:
-        raise PluginError(
-            "the head cannot be told from the backbone",
-            where=type(model).__name__,
-            why="no submodule with parameters is called",
-            fixes=["name the head's modules in BackboneSpec.head"],
-        )
-    return name
 
 
 def _parameters_of(model: nn.Module, head: Sequence[str]) -> set[str]:
@@ -335,49 +242,3 @@ def _complete(
         before = bisect_right(positions, layer_of[name])
         kept[block_at[positions[before - 1]] if before else 0].append(name)
     return kept
-
-
-def _place_modules(
-    model: nn.Module, frozen: set[int], calls: Calls
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the outermost frozen modules and all modules in eval mode, given the frozen parameters' ids."""
-    order = {module: (place, name) for place, (name, module) in enumerate(model.named_modules())}
-    held = {module: [id(parameter) for parameter in module.parameters()] for module in order}
-    whole = {module for module, ids in held.items() if ids and frozen.issuperset(ids)}
-    trained = {module for module, ids in held.items() if ids and frozen.isdisjoint(ids)}
-    inner = {part for module in whole for part in module.modules() if part is not module}
-    called: dict[nn.Module, Sequence[int]] = {module: calls.get(module, []) for module in order}
-    placed: dict[nn.Module, Sequence[int]] = {module: [place] for module, (place, _) in order.items()}
-    last_called = _last_before(whole, trained, called)
-    last_placed = _last_before(whole, trained, placed)
-
-    still = set(whole)
-    for module in order:
-        if not held[module]:
-            # Dropout, drop path, BatchNorm without affine: nothing before a frozen layer may be random.
-            # A module that only training calls has no place among the calls, and takes that among the names.
-            first = called[module][0] < last_called if called[module] else placed[module][0] < last_placed
-            still |= {module} if first else set()
-        elif _keeps_statistics(module) and any(id(p) in frozen for p in module.parameters(recurse=False)):
-            # A partly frozen BatchNorm: new statistics would change what its frozen half computes.
-            still.add(module)
-    still = {part for module in still for part in module.modules()}
-    return (
-        tuple(name for module, (_, name) in order.items() if module in whole - inner),
-        tuple(name for module, (_, name) in order.items() if module in still),
-    )
-
-
-def _last_before(
-    frozen: set[nn.Module], trained: set[nn.Module], positions: Mapping[nn.Module, Sequence[int]]
-) -> int:
-    """Return the last position of a frozen module that no trained one precedes, -1 for none.
-
-    What a trained module precedes is no fixed feature, whatever comes in between: it may be random.
-    """
-    end = min((position for module in trained for position in positions[module]), default=math.inf)
-    return max((p for module in frozen for p in positions[module] if p < end), default=-1)
-
-
-def _keeps_statistics(module: nn.Module) -> bool:
-    return any(name.startswith("running_") for name, _ in module.named_buffers(recurse=False))

@@ -20,13 +20,14 @@ from torch import nn
 from harness import metrics
 from harness.data.bank import Bank, short_side
 from harness.data.manifest import Item, Manifest
+from harness.documents import file_sha256
 from harness.engine.fit import DivergedError, FitResult, fit, predict_split
 from harness.engine.freeze import FreezePlan, apply_freeze, frozen_flop_share, plan_freeze
 from harness.engine.heads import init_head
 from harness.engine.job import TrialJob, TrialOutcome
 from harness.engine.source import ImageSource
 from harness.errors import HarnessError, UsageError
-from harness.records import CostRecord, EpochRecord, Scores, TrialConfig, file_sha256
+from harness.records import CostRecord, EpochRecord, Scores, TrialConfig
 from harness.registry import Registry
 from harness.specs import BackboneSpec, ClassInfo, InputSpec
 

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
+from harness.documents import file_sha256
 from harness.errors import UsageError, WeightsError, nearest
-from harness.records import WeightsRecord, file_sha256
+from harness.records import WeightsRecord
 from harness.registry import Component
 from harness.specs import BackboneSpec, WeightsSpec
 

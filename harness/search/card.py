@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from harness.data.decode import DECODE
+from harness.documents import file_sha256, parse_document, write_document
 from harness.errors import StorageError
-from harness.records import (
-    TrialRecord,
-    canonical,
-    digest,
-    file_sha256,
-    from_json,
-    write_atomically,
-)
+from harness.records import TrialRecord
 from harness.specs import InputSpec
 
 SCHEMA = "harness.card/1"
@@ -74,8 +67,7 @@ def write_card(folder: Path, record: TrialRecord, inputs: InputSpec) -> None:
         licence=record.weights.licence if record.weights else "none",
         versions=dict(record.environment),
     )
-    body = dataclasses.asdict(card)
-    write_atomically(folder / "card.json", canonical({**body, "sha256": digest(body)}) + "\n")
+    write_document(folder / "card.json", dataclasses.asdict(card))
 
 
 def read_card(folder: Path) -> ModelCard:
@@ -84,18 +76,13 @@ def read_card(folder: Path) -> ModelCard:
     Raises:
         StorageError: Card or weights are missing, damaged, or not of each other.
     """
-    path = folder / "card.json"
+    card = parse_document(ModelCard, folder / "card.json", SCHEMA, "a model's card")
     try:
-        body = json.loads(path.read_text(encoding="utf-8"))
-        stored = body.pop("sha256")
-        if body["schema"] != SCHEMA:
-            raise ValueError(f"schema {body['schema']!r}, this version reads {SCHEMA!r}")
-        if digest(body) != stored:
-            raise ValueError("it does not match its own SHA-256")
-        card = from_json(ModelCard, body)
         weights = file_sha256(folder / WEIGHTS)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StorageError("a model cannot be used", where=str(path), why=str(error)) from error
+    except OSError as error:
+        raise StorageError(
+            "a model's weights cannot be read", where=str(folder / WEIGHTS), why=str(error.strerror)
+        ) from error
     if weights != card.weights_sha256:
         raise StorageError("weights and card are not of each other", where=str(folder / WEIGHTS))
     return card

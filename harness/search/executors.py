@@ -87,6 +87,7 @@ class ProcessExecutor:
         self._stall = stall
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection[Any, Any] | None = None
+        self._is_up = self._is_configured = False
         self._start()
 
     def run(

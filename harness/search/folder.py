@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sqlite3
 import warnings
@@ -16,18 +15,11 @@ import filelock
 
 from harness import __version__
 from harness.config import SearchConfig, StudyConfig
+from harness.documents import canonical, digest, read_document, write_document
 from harness.errors import StorageError
-from harness.records import (
-    EpochRecord,
-    TrialConfig,
-    TrialRecord,
-    canonical,
-    digest,
-    read_records,
-    write_atomically,
-)
+from harness.records import EpochRecord, TrialConfig, TrialRecord, read_records
 from harness.search.sampling import build_pruner
-from harness.search.space import Axis, Space
+from harness.search.space import Axis, Space, Value
 
 if TYPE_CHECKING:
     import optuna
@@ -68,14 +60,7 @@ class StudyFolder:
         Raises:
             StorageError: `study.json` is missing or damaged.
         """
-        file = path / "study.json"
-        try:
-            document = json.loads(file.read_text(encoding="utf-8"))
-            if document["schema"] != SCHEMA:
-                raise ValueError(f"schema {document['schema']!r}, this version reads {SCHEMA!r}")
-            return StudyFolder(path, document)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise StorageError("a study cannot be read", where=str(file), why=str(error)) from error
+        return StudyFolder(path, read_document(path / "study.json", SCHEMA, "a study"))
 
     @staticmethod
     def create(
@@ -263,7 +248,7 @@ class StudyFolder:
         return optuna.Trial(study, self._storage.get_trial_id_from_study_id_trial_number(study_id, number))
 
     def _save(self) -> None:
-        write_atomically(self.path / "study.json", canonical(self.document) + "\n")
+        write_document(self.path / "study.json", self.document)
 
 
 def _is_lesson(record: TrialRecord) -> bool:
@@ -305,9 +290,10 @@ def _params_of(space: Space, config: TrialConfig) -> dict[str, Any] | None:
     return params
 
 
-def _contains(axis: Axis, value: Any) -> bool:
+def _contains(axis: Axis, value: Value) -> bool:
     if axis.choices:
         return value in axis.choices
+    value = float(value)
     if not axis.low <= value <= axis.high:
         return False
     steps = (value - axis.low) / axis.step if axis.step else 0.0

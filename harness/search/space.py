@@ -65,7 +65,7 @@ class Space:
         return {axis.name: list(_values(axis)) for axis in self.axes if len(axis.choices) != 1}
 
     def grid_point(self, number: int, seed: int) -> dict[str, Value]:
-        """Return one point of the grid; numbers below `size` visit each once, in an order drawn from the seed."""
+        """Return a point of the grid; numbers below `size` visit each once, in an order of the seed."""
         grid = self.grid()
         points = list(itertools.product(*grid.values()))
         random.Random(seed).shuffle(points)

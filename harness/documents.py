@@ -1,0 +1,141 @@
+"""Files to rely on: canonical JSON with a schema and its own SHA-256, written whole or not at all."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from harness.errors import StorageError
+
+T = TypeVar("T")
+
+
+def canonical(value: object) -> str:
+    """Write JSON in the one form that digests are taken of: sorted keys, no spaces, UTF-8, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def digest(value: object) -> str:
+    """Return the SHA-256 of a JSON value."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file so that a crash leaves the old one, the new one, or none; never a part.
+
+    Raises:
+        StorageError: The folder cannot be written, or the disk is full.
+    """
+    part = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+        if os.name == "posix":
+            descriptor = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+    except OSError as error:
+        raise StorageError(
+            "a file cannot be written",
+            where=str(path),
+            why=str(error),
+            fixes=["free disk space", "choose another folder: --runs for studies, HARNESS_HOME for data"],
+        ) from error
+
+
+def write_document(path: Path, body: Mapping[str, Any]) -> None:
+    """Write a document with its SHA-256; the body names its schema."""
+    write_atomically(path, canonical({**body, "sha256": digest(body)}) + "\n")
+
+
+def read_document(path: Path, schema: str, what: str) -> dict[str, Any]:
+    """Read a document and check its schema and hash.
+
+    Args:
+        path: The file.
+        schema: The one that this version reads.
+        what: Named in errors: `a record`.
+
+    Raises:
+        StorageError: The file is missing, damaged, edited, or of another schema.
+    """
+    try:
+        body: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        stored = body.pop("sha256")
+        found = body["schema"]
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is damaged"
+        raise StorageError(f"{what} cannot be read", where=str(path), why=str(why)) from error
+    if found != schema:
+        raise StorageError(
+            f"{what} has schema {found!r}, this version reads {schema!r}",
+            where=str(path),
+            fixes=["upgrade transfer-harness"],
+        )
+    try:
+        is_own = digest(body) == stored
+    except ValueError:  # NaN is no JSON
+        is_own = False
+    if not is_own:
+        raise StorageError(
+            f"{what} does not match its own SHA-256: it was damaged or edited", where=str(path)
+        )
+    return body
+
+
+def parse_document(cls: type[T], path: Path, schema: str, what: str) -> T:
+    """Read a document into its dataclass.
+
+    Raises:
+        StorageError: As `read_document`, or the body has not the form of its schema.
+    """
+    body = read_document(path, schema, what)
+    try:
+        return from_json(cls, body)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise StorageError(
+            f"{what} has not the form of its schema", where=str(path), why=repr(error)
+        ) from error
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def from_json(cls: type[T], value: Any) -> T:
+    """Build a record dataclass from its JSON form, restoring tuples and nested records."""
+    hints = typing.get_type_hints(cls)
+    return cls(**{name: _restore(hints[name], item) for name, item in value.items()})
+
+
+def _restore(hint: Any, value: Any) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return None if value is None else _restore(args[0], value)
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return from_json(hint, value)
+    if origin is tuple:
+        # No look at each cell of a confusion matrix: at a hundred classes that took nearly all the time.
+        if args[0] in (int, float, str) and args[-1] is Ellipsis:
+            return tuple(value)
+        if len(args) == 2 and args[1] is Ellipsis:
+            return tuple(_restore(args[0], item) for item in value)
+        return tuple(_restore(part, item) for part, item in zip(args, value, strict=True))
+    if origin is not None and isinstance(value, dict):
+        return {key: _restore(args[1], item) for key, item in value.items()}
+    return value

@@ -1,0 +1,1 @@
+"""Parts of the conformance kit that import no torch before a check runs."""

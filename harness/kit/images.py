@@ -1,0 +1,91 @@
+"""What a data set and an augmentation policy have to do: they yield images, and keep their form."""
+
+from __future__ import annotations
+
+import tempfile
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from harness.errors import DataError
+from harness.kit.component import require, seed_all
+from harness.specs import AugmentationSpec, DatasetSpec, InputSpec, Sample
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# --- data sets --------------------------------------------------------------------------------------------
+
+
+def states_its_terms(spec: DatasetSpec) -> None:
+    require(spec.licence.strip(), "it states no licence")
+    require(spec.url.startswith(("https://", "http://")), f"its url is no address: {spec.url!r}")
+
+
+def reads_or_says_why(spec: DatasetSpec) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            samples = list(islice(spec.build(Path(folder), False), 200))
+            again = list(islice(spec.build(Path(folder), False), 200))
+        except (DataError, OSError, RuntimeError):
+            # It is not at hand, and says so in a way that the host takes as a reason to download.
+            return
+    require(samples, "without its files it yields nothing: raise FileNotFoundError")
+    require(all(isinstance(sample, Sample) for sample in samples), "it yields something else than Sample")
+    require(len({sample.id for sample in samples}) == len(samples), "two samples have one id")
+    require([s.id for s in samples] == [s.id for s in again], "read twice, its order differs")
+    for sample in samples:
+        require(sample.label.strip(), f"sample {sample.id!r} has no label")
+        image = sample.image
+        if isinstance(image, np.ndarray):
+            good = image.dtype == np.uint8 and (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3))
+            require(good, f"sample {sample.id!r} has {image.dtype} pixels of shape {image.shape}")
+
+
+# --- augmentations ----------------------------------------------------------------------------------------
+
+
+def _pictures() -> dict[str, Tensor]:
+    import torch
+
+    grey = torch.randint(0, 256, (1, 40, 40), dtype=torch.uint8).expand(3, -1, -1).clone()
+    return {
+        "an odd image": torch.randint(0, 256, (3, 37, 53), dtype=torch.uint8),
+        "a grey image": grey,
+        "a tiny image": torch.randint(0, 256, (3, 5, 3), dtype=torch.uint8),
+        "a black image": torch.zeros(3, 64, 48, dtype=torch.uint8),
+    }
+
+
+def keeps_the_form_of_images(spec: AugmentationSpec) -> None:
+    import torch
+
+    for size in (32, 47):
+        policy = spec.build(InputSpec(size=size))
+        for label, image in _pictures().items():
+            for seed in range(4):
+                seed_all(seed)
+                given = image.clone()
+                result = policy(given)
+                require(isinstance(result, torch.Tensor), f"{label} became a {type(result).__name__}, no tensor")
+                require(result.dtype == torch.uint8, f"{label} became {result.dtype}, not uint8")
+                shape = tuple(result.shape)
+                require(shape == (3, size, size), f"{label} became {shape}, not {(3, size, size)}")
+                require(torch.equal(given, image), f"{label} was changed in place: other trials share it")
+
+
+def repeats_itself_from_a_seed(spec: AugmentationSpec) -> None:
+    import torch
+
+    policy = spec.build(InputSpec(size=32))
+    for label, image in _pictures().items():
+        results = []
+        # What was drawn in between must not matter, nor which object draws.
+        for again in (policy, policy, spec.build(InputSpec(size=32))):
+            seed_all(3)
+            results.append(again(image.clone()))
+            policy(image.clone())
+        same = all(torch.equal(results[0], other) for other in results)
+        require(same, f"{label} becomes another one though all generators have the same seed")

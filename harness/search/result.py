@@ -1,0 +1,78 @@
+"""What a study left behind: its records, its best trial, its finalists."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.errors import NoTrialSucceeded
+from harness.leaderboard.rank import Leaderboard, rank
+from harness.records import Metric, TrialRecord
+from harness.search.folder import StudyFolder, value_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyResult:
+    """What a study left behind."""
+
+    name: str
+    folder: Path
+    dataset: str
+    metric: Metric
+    trials: int
+    """Wanted in total."""
+    records: tuple[TrialRecord, ...]
+    stopped: int = 0
+    """Exit code of the signal that stopped it; 0 when it ran to its end."""
+    timed_out: bool = False
+
+    @property
+    def exit_code(self) -> int:
+        """Return 0, 3 when some trials failed, or the code of the signal that stopped the study."""
+        return self.stopped or (3 if any(record.state == "failed" for record in self.records) else 0)
+
+    @property
+    def best(self) -> TrialRecord:
+        """Return the complete trial with the best validation score.
+
+        Raises:
+            NoTrialSucceeded: There is none.
+        """
+        ranked = rank_trials(self.records)
+        if not ranked:
+            raise NoTrialSucceeded(f"study {self.name!r} has no complete trial", where=str(self.folder))
+        return ranked[0]
+
+    def leaderboard(self) -> list[Leaderboard]:
+        """Rank the study's rows."""
+        return rank(self.records, metric=self.metric)
+
+
+def load_study(folder: Path) -> StudyResult:
+    """Read a stored study without running it."""
+    opened = StudyFolder.open(folder)
+    return StudyResult(
+        name=opened.name,
+        folder=folder,
+        dataset=opened.document["dataset"],
+        metric=opened.document["metric"],
+        trials=opened.document["trials"],
+        records=tuple(opened.records()),
+    )
+
+
+def choose_finalists(records: Sequence[TrialRecord], top: int) -> list[TrialRecord]:
+    """Return the trials to train again and test: the best of each backbone first, then the next best."""
+    ranked = rank_trials(records)
+    first: dict[str, TrialRecord] = {}
+    for record in ranked:
+        first.setdefault(record.config.backbone, record)
+    others = [record for record in ranked if first[record.config.backbone] is not record]
+    return [*first.values(), *others][:top]
+
+
+def rank_trials(records: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """Return complete trials, the best validation score first; of equals, the earlier."""
+    complete = [record for record in records if record.kind == "search" and record.state == "complete"]
+    return sorted(complete, key=lambda record: (-value_of(record, record.curve[-1]), record.number))
