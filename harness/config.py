@@ -230,7 +230,8 @@ DEFAULT_STUDY: dict[str, Any] = {
     "init": "scratch",
     "trials": 12,
     "space": {
-        "backbone": ["test_resnet", "test_efficientnet", "test_vit"],
+        "backbone": ["test_resnet", "test_efficientnet", "test_convnext"],
+        "augmentation": "none",
         "freeze_depth": [0.0, 0.25, 0.5],
         "optimizer": ["adamw", "sgd"],
     },

@@ -2,34 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-import random
-import tempfile
 from collections.abc import Callable
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from harness.engine.freeze import FreezePlan, apply_freeze, plan_freeze, set_train_mode
-from harness.errors import DataError
-from harness.specs import (
-    AugmentationSpec,
-    BackboneSpec,
-    ClassInfo,
-    DatasetSpec,
-    InputSpec,
-    LossSpec,
-    OptimizerSpec,
-    Sample,
-    ScheduleSpec,
-    Spec,
+from harness.kit.component import is_described, require, seed_all
+from harness.kit.images import (
+    keeps_the_form_of_images,
+    reads_or_says_why,
+    repeats_itself_from_a_seed,
+    states_its_terms,
 )
+from harness.specs import BackboneSpec, ClassInfo, LossSpec, OptimizerSpec, ScheduleSpec
 
+__all__ = ["CHECKS", "is_described", "require", "seed_all"]
 
 # --- backbones --------------------------------------------------------------------------------------------
 
@@ -224,7 +215,7 @@ def _goes_down_a_quadratic(spec: OptimizerSpec) -> None:
     require(losses[-1] < losses[0], f"at lr {_middle(spec):.3g}, inside its bounds, a quadratic went {went}")
 
 
-# --- schedules and tables of checks
+# --- schedules ------------------------------------------------------------------------------------------
 
 
 def _gives_factors(spec: ScheduleSpec) -> None:
@@ -236,6 +227,7 @@ def _gives_factors(spec: ScheduleSpec) -> None:
         require(max(forward) > 0, f"of {steps} steps none learns: every factor is 0")
         backward = [float(factor(step)) for step in reversed(range(steps))]
         require(forward == backward[::-1], "a factor depends on earlier calls, so no study could be resumed")
+
 
 CHECKS: dict[str, dict[str, Callable[[Any], None]]] = {
     "dataset": {"states-its-terms": states_its_terms, "reads-or-says-why": reads_or_says_why},

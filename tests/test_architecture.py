@@ -16,6 +16,7 @@ DESCRIBING = {
     "harness.catalog",
     "harness.config",
     "harness.discovery",
+    "harness.documents",
     "harness.errors",
     "harness.hookspecs",
     "harness.isolation",
@@ -29,7 +30,14 @@ DESCRIBING = {
 KIT = {"harness.conformance", "harness.testing"}
 # Each layer may import itself and those before it.
 LAYERS = ["describing", "leaderboard", "data", "engine", "search", "kit", "cli"]
-READABLE = {"harness.errors", "harness.metrics", "harness.paths", "harness.records", "harness.text"}
+READABLE = {
+    "harness.documents",
+    "harness.errors",
+    "harness.metrics",
+    "harness.paths",
+    "harness.records",
+    "harness.text",
+}
 
 
 def modules(folder: Path, package: str) -> dict[str, ast.Module]:

@@ -1,4 +1,4 @@
-"""The layers of a model: when a forward pass calls them, which parameters are theirs, and what lies before what."""
+"""The layers of a model: when a forward pass calls them, what they hold, and what runs before them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Calls: TypeAlias = dict[nn.Module, list[int]]
 
 
 def black_images(model: nn.Module, image_size: int) -> Tensor:
-    """Return two black images of the model's device and dtype."""
+    """Return two black images, (2, 3, image_size, image_size), of the model's device and dtype."""
     like = next(model.parameters(), torch.empty(0))
     return torch.zeros(2, 3, image_size, image_size, device=like.device, dtype=like.dtype)
 
@@ -48,7 +48,11 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
 
 def record_calls(model: nn.Module, image_size: int) -> Calls:
-    """Return when a forward pass enters each module: positions in one order, ascending."""
+    """Return when a forward pass enters each module: positions in one order, ascending.
+
+    Raises:
+        PluginError: The model does not run on images of this size.
+    """
     calls: Calls = {}
     position = 0
 
@@ -99,7 +103,11 @@ def find_layers(model: nn.Module, calls: Calls) -> dict[str, int]:
 
 
 def last_layer(model: nn.Module, calls: Calls, layer_of: Mapping[str, int]) -> str:
-    """Return the name of the layer that is called last."""
+    """Return the name of the layer that is called last.
+
+    Raises:
+        PluginError: No submodule with parameters is called.
+    """
     layers = set(layer_of.values())
     called = [(calls[module], name) for name, module in model.named_modules() if module in calls]
     found = [(positions[-1], name) for positions, name in called if positions[0] in layers]

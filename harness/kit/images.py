@@ -20,11 +20,13 @@ if TYPE_CHECKING:
 
 
 def states_its_terms(spec: DatasetSpec) -> None:
+    """Check that a data set names its licence and its address."""
     require(spec.licence.strip(), "it states no licence")
     require(spec.url.startswith(("https://", "http://")), f"its url is no address: {spec.url!r}")
 
 
 def reads_or_says_why(spec: DatasetSpec) -> None:
+    """Check up to 200 samples of a data set, unless its files are not at hand."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             samples = list(islice(spec.build(Path(folder), False), 200))
@@ -60,6 +62,7 @@ def _pictures() -> dict[str, Tensor]:
 
 
 def keeps_the_form_of_images(spec: AugmentationSpec) -> None:
+    """Check that images of any form become (3, size, size) uint8 tensors, and stay as they were."""
     import torch
 
     for size in (32, 47):
@@ -69,7 +72,9 @@ def keeps_the_form_of_images(spec: AugmentationSpec) -> None:
                 seed_all(seed)
                 given = image.clone()
                 result = policy(given)
-                require(isinstance(result, torch.Tensor), f"{label} became a {type(result).__name__}, no tensor")
+                require(
+                    isinstance(result, torch.Tensor), f"{label} became a {type(result).__name__}, no tensor"
+                )
                 require(result.dtype == torch.uint8, f"{label} became {result.dtype}, not uint8")
                 shape = tuple(result.shape)
                 require(shape == (3, size, size), f"{label} became {shape}, not {(3, size, size)}")
@@ -77,6 +82,7 @@ def keeps_the_form_of_images(spec: AugmentationSpec) -> None:
 
 
 def repeats_itself_from_a_seed(spec: AugmentationSpec) -> None:
+    """Check that seeded generators alone decide what an image becomes."""
     import torch
 
     policy = spec.build(InputSpec(size=32))
