@@ -6,7 +6,6 @@ usage: resume_on_folders.py [--trials 12] [--runs DIR] [harness options ...] -- 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import signal
 import subprocess
@@ -52,8 +51,6 @@ def main() -> None:
         print(f"exit code {again.returncode}, {time.perf_counter() - started:.0f} s in all\n", flush=True)
     show = [sys.executable, "-m", "harness", "leaderboard", "show", "--runs", str(arguments.runs.resolve())]
     print(subprocess.run([*show, "--format", "md"], check=True, capture_output=True, text=True).stdout)
-    boards = json.loads(subprocess.run([*show, "--json"], check=True, capture_output=True).stdout)
-    print(f"{len(boards['boards'])} tables", file=sys.stderr)
 
 
 if __name__ == "__main__":

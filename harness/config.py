@@ -184,7 +184,7 @@ class StudyConfig(_Model):
     """A study, as asked for."""
 
     schema_: Literal["harness.study/1"] = Field(default=SCHEMA, alias="schema")
-    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,99}$")
+    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     """Default: the data set's name and the digest of the study."""
     dataset: str = Field(min_length=1)
     """A name of `harness data list`, a folder, or a CSV file of file,label[,split]."""

@@ -64,6 +64,18 @@ class UnknownNameError(UsageError):
         super().__init__(f"unknown {kind} {name!r}{hint}", where=where, fixes=[more] if more else [])
 
 
+class Interrupted(KeyboardInterrupt):
+    """A signal stops a study; what has been recorded is kept.
+
+    Args:
+        exit_code: 130 for SIGINT, 143 for SIGTERM, 75 for SIGUSR1.
+    """
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__()
+        self.exit_code = exit_code
+
+
 class NoTrialSucceeded(HarnessError):
     """A study ended and none of its trials is complete."""
 

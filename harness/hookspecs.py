@@ -110,8 +110,8 @@ def harness_schedules() -> Iterable[ScheduleSpec | Family[ScheduleSpec]]:
 
 
 @hookspec
-def harness_study_started(study: StudyView) -> None:
-    """Observe the start, or the resumption, of a study."""
+def harness_study_started(study: StudyView, records: Sequence[TrialRecord]) -> None:
+    """Observe the start of a study, or its resumption with the records it has."""
 
 
 @hookspec

@@ -67,8 +67,6 @@ class StudyView:
     folder: str
     finals: int = 0
     """Trainings of the finalising step."""
-    finished: int = 0
-    """Trials that had ended when the study started or resumed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,6 +176,16 @@ class WeightsRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SearchRecord:
+    """What Optuna must be told to have its index rebuilt exactly."""
+
+    params: Mapping[str, str | float]
+    """As Optuna named and proposed them."""
+    attributes: Mapping[str, float]
+    """What its pruner noted on the trial."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrialRecord:
     """One training, as stored."""
 
@@ -204,14 +212,19 @@ class TrialRecord:
     predictions: Mapping[str, str]
     """File name in the record's folder, by SHA-256."""
     environment: Mapping[str, str]
+    search: SearchRecord | None = None
+    """None for a final training, which is no trial of the search."""
     schema: str = field(default=SCHEMA)
 
     @property
     def folder(self) -> str:
         """Return the record's folder below that of its study."""
-        if self.kind == "search":
-            return f"trials/{self.number:04d}"
-        return f"finals/{self.number:04d}-seed{self.config.seed}"
+        return folder_of(self.kind, self.number, self.config.seed)
+
+
+def folder_of(kind: Kind, number: int, seed: int) -> str:
+    """Return the folder of a training below that of its study."""
+    return f"trials/{number:04d}" if kind == "search" else f"finals/{number:04d}-seed{seed}"
 
 
 def write_record(study_folder: Path, record: TrialRecord) -> Path:

@@ -156,27 +156,79 @@ def test_a_study_killed_in_a_trial_resumes_to_the_same_table(tiny, registry, tmp
     assert table(resumed) == table(whole)
 
 
-def test_a_record_written_before_optuna_was_told_is_told_at_the_next_start(
-    tiny, registry, tmp_path, monkeypatch
+@pytest.mark.parametrize("where", ["ask", "suggest", "tell", "record"])
+@pytest.mark.parametrize("pruner", ["median", "halving", "hyperband"])
+def test_a_study_killed_between_two_steps_resumes_to_the_same_table(
+    tiny, registry, tmp_path, monkeypatch, where, pruner
 ):
+    """The third trial dies, as by kill -9: in a suggestion, before its record, before the tell."""
+    import optuna
+
+    from harness.search import running
     from harness.search.folder import StudyFolder
 
+    study = tiny(trials=5, search={"pruner": pruner}, finalize={"top": 0})
+    whole = run_study(study, registry=registry, runs=tmp_path / "whole")
+    calls = {"count": 0}
+
+    def dying(function, at):
+        def call(*values, **named):
+            calls["count"] += 1
+            if calls["count"] > at:
+                raise KeyboardInterrupt
+            return function(*values, **named)
+
+        return call
+
     with monkeypatch.context() as patch:
-        patch.setattr(StudyFolder, "tell", lambda *values: (_ for _ in ()).throw(KeyboardInterrupt))
+        owner, name, at = {
+            "ask": (optuna.Study, "ask", 2),
+            "suggest": (optuna.Trial, "suggest_float", 5),
+            "tell": (StudyFolder, "tell", 2),
+            "record": (running, "write_record", 2),
+        }[where]
+        patch.setattr(owner, name, dying(getattr(owner, name), at))
         with pytest.raises(KeyboardInterrupt):
-            run_study(tiny(), registry=registry, runs=tmp_path)
-    resumed = run_study(tiny(), registry=registry, runs=tmp_path)
-    whole = run_study(tiny(), registry=registry, runs=tmp_path / "whole")
+            run_study(study, registry=registry, runs=tmp_path / "cut")
+    resumed = run_study(study, registry=registry, runs=tmp_path / "cut")
     assert table(resumed) == table(whole)
 
 
-def test_a_lost_database_is_rebuilt_from_the_records(tiny, registry, tmp_path):
-    first = run_study(tiny(trials=3), registry=registry, runs=tmp_path)
+@pytest.mark.parametrize("sampler", ["tpe", "gp"])
+@pytest.mark.parametrize("pruner", ["median", "hyperband"])
+def test_a_lost_database_is_rebuilt_from_the_records(tiny, registry, tmp_path, sampler, pruner):
+    search = {"sampler": sampler, "pruner": pruner}
+    first = run_study(tiny(trials=7, search=search, finalize={"top": 0}), registry=registry, runs=tmp_path)
     (first.folder / "study.db").unlink()
-    resumed = run_study(tiny(trials=4), registry=registry, runs=tmp_path)
-    whole = run_study(tiny(trials=4), registry=registry, runs=tmp_path / "whole")
-    searched = [row for row in table(resumed) if row[0] == "search"]
-    assert searched == [row for row in table(whole) if row[0] == "search"]
+    study = tiny(trials=9, search=search, finalize={"top": 0})
+    resumed = run_study(study, registry=registry, runs=tmp_path)
+    whole = run_study(study, registry=registry, runs=tmp_path / "whole")
+    assert table(resumed) == table(whole)
+
+
+def test_a_database_that_fails_in_mid_study_is_a_storage_error(tiny, registry, tmp_path, monkeypatch):
+    import optuna
+
+    def fail(*values, **named):
+        raise optuna.exceptions.StorageInternalError("disk I/O error")
+
+    monkeypatch.setattr(optuna.Study, "ask", fail)
+    with pytest.raises(StorageError, match="database cannot be used") as caught:
+        run_study(tiny(), registry=registry, runs=tmp_path)
+    assert caught.value.exit_code == 6
+
+
+def test_a_full_disk_stops_the_study_and_costs_no_trial(tiny, registry, tmp_path, monkeypatch):
+    import safetensors.numpy
+
+    def fail(tensors, path):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(safetensors.numpy, "save_file", fail)
+        with pytest.raises(StorageError, match="cannot be read or written"):
+            run_study(tiny(), registry=registry, runs=tmp_path)
+    assert run_study(tiny(), registry=registry, runs=tmp_path).exit_code == 0
 
 
 def test_another_space_under_the_same_name_is_refused_with_the_difference(tiny, registry, tmp_path):
@@ -196,10 +248,65 @@ def test_extend_opens_a_generation_that_knows_the_old_trials(tiny, registry, tmp
     kept = [
         record for record in old.records if record.kind == "search" and record.state in ("complete", "pruned")
     ]
-    assert numbers == list(range(len(kept), 4))
+    assert numbers == list(range(len(kept), len(kept) + 4))
     again = run_study(tiny(name="mine", trials=4, space=wider), registry=registry, runs=tmp_path)
     assert again.name == "mine@2"
+    third = run_study(
+        tiny(name="mine", trials=1, space={"optimizer": ["adamw", "sgd", "adam"]}),
+        registry=registry,
+        runs=tmp_path,
+        extend=True,
+    )
+    assert third.name == "mine@3"
+    assert len(third.records) == 2, "one trial of its own and its final"
     assert [record.created for record in again.records] == [record.created for record in new.records]
+
+
+def test_extend_refuses_what_would_make_old_scores_mean_something_else(tiny, registry, tmp_path):
+    run_study(tiny(name="mine", trials=1), registry=registry, runs=tmp_path)
+    for change in ({"metric": "accuracy"}, {"train": {"epochs": 4}}):
+        with pytest.raises(UsageError, match="is another study") as caught:
+            run_study(tiny(name="mine", trials=1, **change), registry=registry, runs=tmp_path, extend=True)
+        assert "--extend allows changes of the space only" in str(caught.value)
+
+
+def test_a_grid_that_is_extended_visits_the_points_that_are_new(tiny, registry, tmp_path):
+    space = {"lr": 1e-2, "optimizer": "adamw", "backbone": "tiny-net"}
+    grid = {"sampler": "grid", "pruner": "none"}
+    old = tiny(name="g", trials=9, space={**space, "freeze_depth": [0.0, 0.5]}, search=grid)
+    run_study(old, registry=registry, runs=tmp_path)
+    new = tiny(name="g", trials=9, space={**space, "freeze_depth": [0.0, 0.5, 1.0]}, search=grid)
+    result = run_study(new, registry=registry, runs=tmp_path, extend=True)
+    assert [r.config.freeze_depth for r in result.records if r.kind == "search"] == [1.0]
+
+
+def test_a_plugin_installed_later_leaves_a_begun_study_alone(tiny, registry, tmp_path, monkeypatch):
+    from harness.catalog import Catalog
+
+    study = tiny(trials=1, space={"backbone": ["tiny*", "wide*"]})
+    run_study(study, registry=registry, runs=tmp_path)
+    monkeypatch.setattr(Catalog, "expand", lambda *values, **named: ["a-new-net"])
+    assert run_study(study, registry=registry, runs=tmp_path).exit_code == 0
+
+
+def test_trials_of_one_configuration_give_one_finalist(tiny, registry, tmp_path):
+    space = {"backbone": "tiny-net", "lr": 1e-2, "optimizer": "adamw", "freeze_depth": 0.0}
+    study = tiny(trials=3, space=space, search={"pruner": "none"}, finalize={"top": 3})
+    result = run_study(study, registry=registry, runs=tmp_path)
+    assert len([record for record in result.records if record.kind == "final"]) == 1
+
+
+def test_a_loss_that_draws_from_numpy_is_seeded_as_well(tiny, registry, tmp_path):
+    study = tiny(trials=2, space={"loss": "drawing"}, search={"pruner": "none"}, finalize={"top": 0})
+    first = run_study(study, registry=registry, runs=tmp_path / "a")
+    second = run_study(study, registry=registry, runs=tmp_path / "b")
+    assert table(first) == table(second)
+
+
+def test_an_error_that_no_file_can_hold_is_recorded_all_the_same(tiny, registry, tmp_path):
+    study = tiny(trials=4, space={"loss": ["cross-entropy", "mumbling"]}, search={"pruner": "none"})
+    result = run_study(study, registry=registry, runs=tmp_path)
+    assert any("\\udce9" in record.reason for record in result.records)
 
 
 def test_a_changed_data_set_is_another_study(tiny, registry, tmp_path, monkeypatch):

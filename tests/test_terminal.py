@@ -22,7 +22,7 @@ def records():
 
 def test_a_pipe_gets_one_plain_line_per_trial(view, records, capsys):
     terminal = Terminal()
-    terminal.harness_study_started(study=view)
+    terminal.harness_study_started(study=view, records=())
     for record in records:
         terminal.harness_trial_started(study=view, trial=record.config, kind="search", number=record.number)
         terminal.harness_epoch_finished(
@@ -53,7 +53,7 @@ def test_a_terminal_gets_a_live_display_that_is_gone_at_the_end(view, records, m
     )
     monkeypatch.setenv("TERM", "xterm")
     terminal = Terminal()
-    terminal.harness_study_started(study=view)
+    terminal.harness_study_started(study=view, records=())
     terminal.harness_trial_started(study=view, trial=records[0].config, kind="search", number=0)
     terminal.harness_trial_finished(study=view, record=records[0])
     terminal._live.refresh()
@@ -61,3 +61,13 @@ def test_a_terminal_gets_a_live_display_that_is_gone_at_the_end(view, records, m
     assert "best by macro-F1 on val" in screen.getvalue()
     terminal.harness_study_finished(study=view, records=records)
     assert terminal._live is None
+
+
+def test_a_resumed_study_remembers_its_best(view, records, capsys):
+    terminal = Terminal()
+    terminal.harness_study_started(study=view, records=records[:1])
+    terminal.harness_trial_finished(study=view, record=records[1])
+    err = capsys.readouterr().err
+    assert "resumes at 1 of 3" in err
+    best = max(record.scores["val"].f1 for record in records)
+    assert f"[2/3] macro-F1 {records[1].scores['val'].f1:.4f} (best {best:.4f})" in err

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import click
 
 from harness import __version__
-from harness.errors import HarnessError, nearest
+from harness.errors import HarnessError, Interrupted, nearest
 from harness.text import safe_text
 
 COMMANDS = {
@@ -87,6 +87,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         what, *rest = str(error).splitlines()
         print("\n".join([f"error: {safe_text(what)}", *(safe_text(line) for line in rest)]), file=sys.stderr)
         code = error.exit_code
+    except Interrupted as stopped:
+        print("stopped before the first trial; the same command starts again", file=sys.stderr)
+        code = stopped.exit_code
     except KeyboardInterrupt:
         code = 130
     except BrokenPipeError:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
@@ -47,7 +48,14 @@ class Bank:
         self._rows = {item.id: row for row, item in enumerate(self.items)}
 
     @classmethod
-    def open(cls, items: Sequence[Item], resize: int, interpolation: Interpolation, home: Path) -> Bank:
+    def open(
+        cls,
+        items: Sequence[Item],
+        resize: int,
+        interpolation: Interpolation,
+        home: Path,
+        on_chunk: Callable[[], None] = lambda: None,
+    ) -> Bank:
         """Map the decoded images of some items, decoding them first if nobody has.
 
         Only these items are read: a bank of training images never touches a test image.
@@ -57,6 +65,7 @@ class Bank:
             resize: Short side in pixels.
             interpolation: Of the resizing.
             home: Folder of all banks and caches.
+            on_chunk: Called now and then while images are decoded.
 
         Raises:
             DataError: An image has changed or gone since the manifest was made.
@@ -74,7 +83,7 @@ class Bank:
             with FileLock(folder.with_name(f".{folder.name}.lock")):
                 # Another process may have decoded while this one waited for the lock.
                 if not _is_complete(folder):
-                    _fill(items, folder, resize, interpolation)
+                    _fill(items, folder, resize, interpolation, on_chunk)
         except OSError as error:
             raise StorageError(
                 "decoded images cannot be stored",
@@ -125,8 +134,8 @@ def centre_crop(image: Tensor, size: int) -> Tensor:
 
 
 def short_side(size: int, crop: float) -> int:
-    """Return the short side of which a centre crop of `size` keeps the share `crop`."""
-    return max(size, round(size / crop))
+    """Return the short side of which a centre crop of `size` keeps the share `crop`, as timm rounds it."""
+    return max(size, math.floor(size / crop))
 
 
 def _reduced(pixels: Pixels, resize: int, interpolation: Interpolation) -> Tensor:
@@ -174,7 +183,13 @@ def _read_json(folder: Path) -> dict[str, Any]:
     return body
 
 
-def _fill(items: Sequence[Item], folder: Path, resize: int, interpolation: Interpolation) -> None:
+def _fill(
+    items: Sequence[Item],
+    folder: Path,
+    resize: int,
+    interpolation: Interpolation,
+    on_chunk: Callable[[], None],
+) -> None:
     """Decode into a folder beside, and rename it. The caller holds the lock: older parts are dead ones."""
     part = folder.with_name(f".{folder.name}.part")
     for remains in (part, folder):
@@ -184,7 +199,7 @@ def _fill(items: Sequence[Item], folder: Path, resize: int, interpolation: Inter
     unique = list({item.sha256: item for item in items}.values())
     try:
         with (part / "pixels.bin").open("wb") as file:
-            places = _write(file, unique, resize, interpolation)
+            places = _write(file, unique, resize, interpolation, on_chunk)
             file.flush()
             os.fsync(file.fileno())
         index = {"schema": SCHEMA, "bytes": (part / "pixels.bin").stat().st_size, "places": places}
@@ -196,7 +211,11 @@ def _fill(items: Sequence[Item], folder: Path, resize: int, interpolation: Inter
 
 
 def _write(
-    file: IO[bytes], items: Sequence[Item], resize: int, interpolation: Interpolation
+    file: IO[bytes],
+    items: Sequence[Item],
+    resize: int,
+    interpolation: Interpolation,
+    on_chunk: Callable[[], None],
 ) -> dict[str, list[int]]:
     """Append images; return offset, height and width by content.
 
@@ -205,6 +224,7 @@ def _write(
     places: dict[str, list[int]] = {}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for chunk in _chunks(items):
+            on_chunk()
             images = pool.map(lambda item: _reduced(_decoded(item), resize, interpolation), chunk)
             for item, image in zip(chunk, images, strict=True):
                 height, width = image.shape[1:]

@@ -192,6 +192,11 @@ def warmed_up(schedule: ScheduleSpec, steps: int, warmup: float) -> Callable[[in
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
     """Return the autocast context: bf16 on a GPU unless fp32 is asked for."""
-    if precision == "bf16" or (precision == "auto" and device.type == "cuda"):
+    if is_bf16(precision, device):
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return nullcontext()
+
+
+def is_bf16(precision: str, device: torch.device) -> bool:
+    """Say what `auto` means on a device."""
+    return precision == "bf16" or (precision == "auto" and device.type == "cuda")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import platform
+import random
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +24,17 @@ from harness import metrics
 from harness.data.bank import Bank, short_side
 from harness.data.manifest import Item, Manifest
 from harness.documents import file_sha256
-from harness.engine.fit import DivergedError, FitResult, fit, predict_split
+from harness.engine.fit import DivergedError, FitResult, fit, is_bf16, predict_split
 from harness.engine.freeze import FreezePlan, apply_freeze, frozen_flop_share, plan_freeze
 from harness.engine.heads import init_head
 from harness.engine.job import TrialJob, TrialOutcome
 from harness.engine.source import ImageSource
-from harness.errors import HarnessError, UsageError
+from harness.errors import DataError, HarnessError, StorageError, UsageError
 from harness.records import CostRecord, EpochRecord, Scores, TrialConfig
 from harness.registry import Registry
 from harness.specs import BackboneSpec, ClassInfo, InputSpec
+
+_DISK_ERRORS = {errno.ENOSPC, errno.EROFS, errno.EIO, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
 class Engine:
@@ -58,7 +63,7 @@ class Engine:
         self, job: TrialJob, *, on_step: Callable[[], None], on_epoch: Callable[[EpochRecord], bool]
     ) -> TrialOutcome:
         """Train and evaluate; whatever goes wrong with the trial is its outcome, not an error."""
-        environment = environment_facts(self.device)
+        environment = environment_facts(self.device, job.config.precision)
         curve: list[EpochRecord] = []
 
         def keep(record: EpochRecord) -> bool:
@@ -66,9 +71,21 @@ class Engine:
             return on_epoch(record)
 
         try:
-            with torch.random.fork_rng():
+            with kept_random_state():
                 outcome = self._train(job, on_step, keep)
             return dataclasses.replace(outcome, environment=environment)
+        except (StorageError, DataError):
+            # The machine failed, not the trial: it is worth trying again once that is repaired.
+            raise
+        except (OSError, safetensors.SafetensorError) as error:
+            if isinstance(error, OSError) and error.errno not in _DISK_ERRORS:
+                return self._failed(f"error: {_line(error)}", traceback.format_exc(), curve, environment)
+            raise StorageError(
+                "a trial's files cannot be read or written",
+                where=str(job.folder),
+                why=_line(error),
+                fixes=["free disk space", "repair the disk, then run the same command again"],
+            ) from error
         except DivergedError as error:
             reason, detail = f"nan: {error}", ""
         except torch.OutOfMemoryError as error:
@@ -82,8 +99,17 @@ class Engine:
         finally:
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
+        return self._failed(reason, detail, curve, environment)
+
+    def _failed(
+        self, reason: str, detail: str, curve: list[EpochRecord], environment: dict[str, str]
+    ) -> TrialOutcome:
         return TrialOutcome(
-            state="failed", reason=reason, detail=detail, curve=tuple(curve), environment=environment
+            state="failed",
+            reason=_encodable(reason),
+            detail=_encodable(detail),
+            curve=tuple(curve),
+            environment=environment,
         )
 
     def _train(
@@ -95,15 +121,15 @@ class Engine:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
 
-        torch.manual_seed(config.seed)
+        seed_all(config.seed)
         model, plan = build_model(backbone, config, num_classes, job.weights)
         flop_share = frozen_flop_share(model, plan, config.image_size)
-        source = self._source(config, job.test, input_of(backbone, config))
+        source = self._source(config, job.test, input_of(backbone, config), on_step)
         counts = manifest.counts()["train"]
         model.to(self.device)
         on_step()
         # After everything that may draw, so that dropout depends on the seed alone.
-        torch.manual_seed(config.seed)
+        seed_all(config.seed)
         fitted = fit(
             model,
             source,
@@ -132,14 +158,20 @@ class Engine:
             predictions=predictions,
         )
 
-    def _source(self, config: TrialConfig, test: tuple[Item, ...], inputs: InputSpec) -> ImageSource:
+    def _source(
+        self,
+        config: TrialConfig,
+        test: tuple[Item, ...],
+        inputs: InputSpec,
+        on_step: Callable[[], None],
+    ) -> ImageSource:
         items = {"train": self._manifest.of("train"), "val": self._manifest.of("val"), "test": test}
         items = {split: part for split, part in items.items() if part}
         resize = short_side(inputs.size, inputs.crop)
         policy = self._registry.augmentations.get(config.augmentation).spec.build(inputs)
         return ImageSource(
             {
-                split: Bank.open(part, resize, inputs.interpolation, self._home)
+                split: Bank.open(part, resize, inputs.interpolation, self._home, on_chunk=on_step)
                 for split, part in items.items()
             },
             {split: torch.tensor([item.label for item in part]) for split, part in items.items()},
@@ -238,11 +270,12 @@ def choose_device(device: str) -> torch.device:
     return chosen
 
 
-def environment_facts(device: torch.device) -> dict[str, str]:
+def environment_facts(device: torch.device, precision: str) -> dict[str, str]:
     """Return what a reader needs to repeat a run; nothing that names a user or a machine."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return {
         "device": name,
+        "precision": "bf16" if is_bf16(precision, device) else "fp32",
         "threads": str(torch.get_num_threads()),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -261,6 +294,30 @@ def peak_memory(device: torch.device) -> int:
         return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def seed_all(seed: int) -> None:
+    """Seed torch's, NumPy's and Python's global generators; a plugin may draw from any of them."""
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
+
+
+@contextmanager
+def kept_random_state() -> Iterator[None]:
+    """Give the global generators back as they were."""
+    of_numpy, of_python = np.random.get_state(), random.getstate()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        np.random.set_state(of_numpy)
+        random.setstate(of_python)
+
+
+def _encodable(text: str) -> str:
+    """Return text that a file can hold: an error's message may carry half of a character."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _line(error: Any) -> str:

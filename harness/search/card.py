@@ -53,7 +53,7 @@ def write_card(folder: Path, record: TrialRecord, inputs: InputSpec) -> None:
         input=dataclasses.replace(inputs, size=record.config.image_size),
         decode=DECODE,
         batch_size=record.config.batch_size,
-        precision=record.config.precision,
+        precision=record.environment["precision"],
         weights_sha256=file_sha256(folder / WEIGHTS),
         study=record.study,
         dataset=record.dataset.name,

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from multiprocessing import Pipe
@@ -18,6 +17,7 @@ from harness.engine.job import EngineSettings, TrialJob, TrialOutcome
 from harness.errors import HarnessError
 from harness.records import EpochRecord
 from harness.registry import Registry
+from harness.search.signals import StopSignal
 
 _POLL = 0.2
 """Seconds between looks at whether the study was asked to stop."""
@@ -25,20 +25,19 @@ _STARTUP = 300
 """Seconds that a child has to import torch and build its engine, whatever `stall` says."""
 
 
-class StopRequested(BaseException):
-    """The study was asked to stop while a trial ran."""
+class _GoneError(Exception):
+    """The worker process does not answer any more."""
 
 
 class Executor(Protocol):
     """Runs one trial at a time."""
 
-    def run(
-        self, job: TrialJob, on_epoch: Callable[[EpochRecord], bool], stop: threading.Event
-    ) -> TrialOutcome:
+    def run(self, job: TrialJob, on_epoch: Callable[[EpochRecord], bool], stop: StopSignal) -> TrialOutcome:
         """Run a training and return what came out of it.
 
         Raises:
-            StopRequested: `stop` was set.
+            Interrupted: A signal came.
+            HarnessError: The machine failed, not the trial: a full disk, a changed image.
         """
 
     def close(self) -> None:
@@ -55,16 +54,9 @@ class InlineExecutor:
             registry, settings.manifest, device=settings.device, threads=settings.threads, home=settings.home
         )
 
-    def run(
-        self, job: TrialJob, on_epoch: Callable[[EpochRecord], bool], stop: threading.Event
-    ) -> TrialOutcome:
+    def run(self, job: TrialJob, on_epoch: Callable[[EpochRecord], bool], stop: StopSignal) -> TrialOutcome:
         """Run a trial here."""
-
-        def check() -> None:
-            if stop.is_set():
-                raise StopRequested
-
-        return self._engine.run(job, on_step=check, on_epoch=on_epoch)
+        return self._engine.run(job, on_step=stop.check, on_epoch=on_epoch)
 
     def close(self) -> None:
         """Hold nothing."""
@@ -90,26 +82,23 @@ class ProcessExecutor:
         self._is_up = self._is_configured = False
         self._start()
 
-    def run(
-        self, job: TrialJob, on_epoch: Callable[[EpochRecord], bool], stop: threading.Event
-    ) -> TrialOutcome:
+    def run(self, job: TrialJob, on_epoch: Callable[[EpochRecord], bool], stop: StopSignal) -> TrialOutcome:
         """Run a trial in the child; a dead or hung child is this trial's outcome."""
         if self._process is None:
             self._start()
-        connection = self._connection
-        assert connection is not None
         heard = time.monotonic()
         try:
             if not self._is_configured:
                 # Once for all trials: the manifest of an array data set holds its pixels.
-                connection.send(self._settings)
+                self._send(self._settings)
                 self._is_configured = True
-            connection.send(job)
+            self._send(job)
             while True:
-                if stop.is_set():
+                if stop.code:
                     self.close()
-                    raise StopRequested
-                if not connection.poll(_POLL):
+                    stop.check()
+                message = self._receive()
+                if message is None:
                     # A child that still imports torch is slow, not hung.
                     patience = self._stall if self._is_up else max(self._stall, _STARTUP)
                     if time.monotonic() - heard > patience:
@@ -118,18 +107,36 @@ class ProcessExecutor:
                     continue
                 heard = time.monotonic()
                 self._is_up = True
-                what, value = connection.recv()
+                what, value = message
                 if what == "epoch":
-                    connection.send(on_epoch(value))
+                    self._send(on_epoch(value))
                 elif what == "done":
                     outcome: TrialOutcome = value
                     return outcome
                 elif what == "refused":
                     raise value
-        except (EOFError, BrokenPipeError, ConnectionResetError):
+        except _GoneError:
             code = self._process.wait() if self._process else 0
             self.close()
             return self._failed(f"crash: the worker process ended with {_exit_name(code)}")
+
+    def _send(self, value: object) -> None:
+        assert self._connection is not None
+        try:
+            self._connection.send(value)
+        except OSError as error:
+            raise _GoneError from error
+
+    def _receive(self) -> tuple[str, Any] | None:
+        """Return a message, or None when there was none for a moment."""
+        assert self._connection is not None
+        try:
+            if not self._connection.poll(_POLL):
+                return None
+            message: tuple[str, Any] = self._connection.recv()
+        except (EOFError, OSError) as error:
+            raise _GoneError from error
+        return message
 
     def close(self) -> None:
         """Kill the child and forget it."""

@@ -63,8 +63,14 @@ def load_study(folder: Path) -> StudyResult:
 
 
 def choose_finalists(records: Sequence[TrialRecord], top: int) -> list[TrialRecord]:
-    """Return the trials to train again and test: the best of each backbone first, then the next best."""
-    ranked = rank_trials(records)
+    """Return the trials to train again and test: the best of each backbone first, then the next best.
+
+    Of trials with one configuration, the best stands for all: training them again would give one model twice.
+    """
+    distinct: dict[str, TrialRecord] = {}
+    for record in rank_trials(records):
+        distinct.setdefault(record.config.digest(), record)
+    ranked = list(distinct.values())
     first: dict[str, TrialRecord] = {}
     for record in ranked:
         first.setdefault(record.config.backbone, record)

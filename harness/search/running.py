@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import os
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness import paths
@@ -19,29 +15,30 @@ from harness.config import StudyConfig
 from harness.data.manifest import Manifest
 from harness.engine.job import EngineSettings, TrialJob, TrialOutcome
 from harness.engine.weights import ResolvedWeights
-from harness.errors import NoTrialSucceeded
+from harness.errors import Interrupted, NoTrialSucceeded
 from harness.records import (
     EpochRecord,
     Kind,
     Provider,
+    SearchRecord,
     StudyView,
     TrialConfig,
     TrialRecord,
+    folder_of,
     write_record,
 )
 from harness.registry import Registry
 from harness.search.card import write_card
-from harness.search.executors import Executor, InlineExecutor, ProcessExecutor, StopRequested
+from harness.search.executors import Executor, InlineExecutor, ProcessExecutor
 from harness.search.folder import StudyFolder
 from harness.search.result import StudyResult, choose_finalists, rank_trials
 from harness.search.sampling import build_sampler, derive_seed
-from harness.search.space import COMPONENTS
+from harness.search.signals import StopSignal
+from harness.search.space import COMPONENTS, Value
 
 if TYPE_CHECKING:
     import optuna
 
-# Exit codes of a study that a signal stopped. SIGUSR1 is how a cluster announces that time is up.
-_SIGNALS = {"SIGINT": 130, "SIGTERM": 143, "SIGUSR1": 75}
 _PACKAGES = ("transfer-harness", "torch", "torchvision", "timm", "optuna", "numpy", "pillow")
 
 
@@ -55,7 +52,7 @@ class RunningStudy:
         manifest: Manifest,
         folder: StudyFolder,
         weights: Mapping[str, ResolvedWeights],
-        runs: Path,
+        stop: StopSignal,
     ) -> None:
         self._config = config
         self._registry = registry
@@ -66,31 +63,27 @@ class RunningStudy:
         self._dataset = manifest.dataset_record()
         self._protocol = manifest.protocol()
         self._versions = _versions()
-        self._stop = threading.Event()
-        self._stopped = 0
-        self._runs = runs
+        self._stop = stop
 
     def run(self) -> StudyResult:
         """Run to the end, or until a signal.
 
         Raises:
             NoTrialSucceeded: It came to its end without one complete trial.
+            StorageError: The study's files or its database fail.
         """
-        with self._signals():
+        with self._folder.database_errors(), self._stop.polled():
             self._executor = self._build_executor()
             try:
-                self._optuna = self._folder.optuna_study(
-                    self._config.search, self._config.train.epochs, self._runs
-                )
+                self._optuna = self._folder.optuna_study(self._config)
                 return self._run()
             finally:
                 self._executor.close()
 
     def _run(self) -> StudyResult:
         deadline = time.monotonic() + self._config.timeout if self._config.timeout else None
-        size = self._space.size() if self._config.search.sampler == "grid" else None
-        wanted = min(self._config.trials, size or self._config.trials)
-        finished = self._optuna.get_trials(deepcopy=False)
+        points = self._grid()
+        wanted = self._config.trials if points is None else min(self._config.trials, len(points))
         view = StudyView(
             name=self._folder.name,
             dataset=self._dataset.name,
@@ -99,14 +92,14 @@ class RunningStudy:
             epochs=self._config.train.epochs,
             folder=str(self._folder.path),
             finals=self._config.finalize.top * self._config.finalize.seeds,
-            finished=sum(trial.state.is_finished() for trial in finished),
         )
         timed_out = False
-        self._registry.notify("harness_study_started", study=view)
+        self._registry.notify("harness_study_started", study=view, records=tuple(self._folder.records()))
         try:
-            timed_out = self._search(view, wanted, deadline)
+            timed_out = self._search(view, wanted, points, deadline)
             self._finalize(view)
-        except StopRequested:
+        except Interrupted:
+            # Noted by the signal; what has ended is on disk.
             pass
         finally:
             records = tuple(self._folder.records())
@@ -118,10 +111,10 @@ class RunningStudy:
             metric=self._config.metric,
             trials=wanted,
             records=records,
-            stopped=self._stopped,
+            stopped=self._stop.code,
             timed_out=timed_out,
         )
-        if not self._stopped and not rank_trials(records):
+        if not result.stopped and not rank_trials(records):
             raise NoTrialSucceeded(
                 f"none of {len(records)} trials of study {self._folder.name!r} is complete",
                 where=str(self._folder.path),
@@ -130,60 +123,53 @@ class RunningStudy:
             )
         return result
 
-    def _search(self, view: StudyView, wanted: int, deadline: float | None) -> bool:
+    def _search(
+        self, view: StudyView, wanted: int, points: list[dict[str, Value]] | None, deadline: float | None
+    ) -> bool:
         """Run trials until the wanted number has ended; return whether time ran out before."""
+        imported = len(self._folder.imports)
         while True:
-            trials = self._optuna.get_trials(deepcopy=False)
-            # A trial that a killed process left behind goes first: same number, same point, same seed.
-            number = next((trial.number for trial in trials if not trial.state.is_finished()), len(trials))
-            if number >= wanted:
+            number = len(self._optuna.get_trials(deepcopy=False))
+            if number - imported >= wanted:
                 return False
             if deadline and time.monotonic() >= deadline:
                 return True
-            self._propose(trials, number)
-            trial = self._folder.live_trial(self._optuna, number)
+            self._stop.check()
+            if points is not None:
+                self._optuna.enqueue_trial(points[number - imported])
+            # A sampler of its own for each trial: what it proposes depends on the history and the seed alone.
+            seed = derive_seed(self._config.seed, "proposal", number)
+            self._optuna.sampler = build_sampler(self._config.search, seed)
+            trial = self._optuna.ask()
             config = self._space.trial_config(
                 self._config,
                 self._space.suggest(trial),
                 derive_seed(self._config.seed, "trial", number),
             )
-            record = self._train(view, "search", number, config, self._reporter(trial))
-            self._folder.tell(self._optuna, number, record)
+            record = self._train(view, "search", number, config, trial)
+            self._folder.tell(self._optuna, trial, record)
             self._registry.notify("harness_trial_finished", study=view, record=record)
 
-    def _propose(self, trials: list[optuna.trial.FrozenTrial], number: int) -> None:
-        """Have Optuna hold the trial of that number, running."""
-        if number == len(trials) and self._config.search.sampler == "grid":
-            # Optuna's own grid sampler ends the study from within, which works under `optimize` alone.
-            self._optuna.enqueue_trial(self._space.grid_point(number, self._config.seed))
-        self._optuna.sampler = self._sampler(number)
-        if number == len(trials) or trials[number].state.name == "WAITING":
-            self._optuna.ask()
-        # The one that asked has drawn numbers; a resumed study would start from here.
-        self._optuna.sampler = self._sampler(number)
+    def _grid(self) -> list[dict[str, Value]] | None:
+        """Return the points that a grid study still has to visit, or has visited itself, in order.
 
-    def _reporter(self, trial: optuna.Trial) -> Callable[[EpochRecord], bool]:
-        # A resumed trial has told its first epochs before.
-        told = set(self._optuna.get_trials(deepcopy=False)[trial.number].intermediate_values)
-
-        def report(epoch: EpochRecord) -> bool:
-            value = epoch.val_f1 if self._config.metric == "f1" else epoch.val_accuracy
-            if epoch.epoch not in told:
-                trial.report(value, step=epoch.epoch)
-            return trial.should_prune()
-
-        return report
+        Optuna's own grid sampler ends the study from within, which works under `optimize` alone.
+        """
+        if self._config.search.sampler != "grid":
+            return None
+        seen = [self._space.params_of(imported.config) for imported in self._folder.imports]
+        return [point for point in self._space.grid_points(self._config.seed) if point not in seen]
 
     def _finalize(self, view: StudyView) -> None:
         """Train the finalists with fresh seeds and open the test split for them, once each."""
         records = self._folder.records()
-        have = {record.folder for record in records if record.kind == "final"}
+        have = {record.folder for record in records if record.kind == "final" and record.state == "complete"}
         for finalist in choose_finalists(records, self._config.finalize.top):
             for seed in range(1, self._config.finalize.seeds + 1):
                 config = replace(finalist.config, seed=self._config.seed + seed)
                 if f"finals/{finalist.number:04d}-seed{config.seed}" in have:
                     continue
-                record = self._train(view, "final", finalist.number, config, lambda epoch: False)
+                record = self._train(view, "final", finalist.number, config, None)
                 self._registry.notify("harness_trial_finished", study=view, record=record)
 
     def _train(
@@ -192,23 +178,22 @@ class RunningStudy:
         kind: Kind,
         number: int,
         config: TrialConfig,
-        report: Callable[[EpochRecord], bool],
+        trial: optuna.Trial | None,
     ) -> TrialRecord:
-        """Run one training and write its record."""
+        """Run one training, of a trial or of a finalist, and write its record."""
         self._registry.notify("harness_trial_started", study=view, trial=config, kind=kind, number=number)
         weights = self._weights.get(config.backbone)
-        record = self._record(kind, number, config, TrialOutcome(state="stopped"))
         job = TrialJob(
             kind=kind,
             number=number,
             config=config,
             weights=weights.path if weights else None,
-            folder=self._folder.path / record.folder,
+            folder=self._folder.path / folder_of(kind, number, config.seed),
             test=self._manifest.of("test") if kind == "final" else (),
         )
 
         def on_epoch(epoch: EpochRecord) -> bool:
-            prune = report(epoch)
+            value = epoch.val_f1 if self._config.metric == "f1" else epoch.val_accuracy
             self._registry.notify(
                 "harness_epoch_finished",
                 study=view,
@@ -216,14 +201,16 @@ class RunningStudy:
                 kind=kind,
                 number=number,
                 epoch=epoch.epoch,
-                value=epoch.val_f1 if self._config.metric == "f1" else epoch.val_accuracy,
+                value=value,
             )
-            return prune
+            if trial is None:
+                return False
+            trial.report(value, step=epoch.epoch)
+            return trial.should_prune()
 
-        if self._stop.is_set():
-            raise StopRequested
+        self._stop.check()
         outcome = self._executor.run(job, on_epoch, self._stop)
-        record = self._record(kind, number, config, outcome)
+        record = self._record(kind, number, config, outcome, self._told(trial))
         job.folder.mkdir(parents=True, exist_ok=True)
         if outcome.detail:
             (job.folder / "error.txt").write_text(outcome.detail, encoding="utf-8")
@@ -233,7 +220,24 @@ class RunningStudy:
         write_record(self._folder.path, record)
         return record
 
-    def _record(self, kind: Kind, number: int, config: TrialConfig, outcome: TrialOutcome) -> TrialRecord:
+    def _told(self, trial: optuna.Trial | None) -> SearchRecord | None:
+        """Return what Optuna holds of a trial beyond its scores."""
+        if trial is None:
+            return None
+        frozen = self._optuna.get_trials(deepcopy=False)[trial.number]
+        attributes = {
+            key: value for key, value in frozen.system_attrs.items() if key.startswith("completed_rung")
+        }
+        return SearchRecord(params=dict(trial.params), attributes=attributes)
+
+    def _record(
+        self,
+        kind: Kind,
+        number: int,
+        config: TrialConfig,
+        outcome: TrialOutcome,
+        search: SearchRecord | None,
+    ) -> TrialRecord:
         weights = self._weights.get(config.backbone)
         return TrialRecord(
             study=self._folder.name,
@@ -253,6 +257,7 @@ class RunningStudy:
             cost=outcome.cost,
             predictions=outcome.predictions,
             environment={**self._versions, **outcome.environment},
+            search=search,
         )
 
     def _providers(self, config: TrialConfig) -> dict[str, Provider]:
@@ -260,10 +265,6 @@ class RunningStudy:
             kind: self._registry.catalog(kind).get(getattr(config, field)).provider
             for field, kind in COMPONENTS.items()
         }
-
-    def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
-        seed = derive_seed(self._config.seed, "proposal", number)
-        return build_sampler(self._config.search, seed)
 
     def _build_executor(self) -> Executor:
         settings = EngineSettings(
@@ -277,27 +278,6 @@ class RunningStudy:
         if self._config.run.executor == "inline" or os.name != "posix":
             return InlineExecutor(settings, self._registry)
         return ProcessExecutor(settings, log=self._folder.path / "worker.log", stall=self._config.run.stall)
-
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Turn the first signal into a request to stop; a second one interrupts at once."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def ask_to_stop(number: int, frame: object) -> None:
-            if self._stop.is_set():
-                raise KeyboardInterrupt
-            self._stopped = _SIGNALS[signal.Signals(number).name]
-            self._stop.set()
-
-        names = [name for name in _SIGNALS if hasattr(signal, name)]
-        before = {name: signal.signal(getattr(signal, name), ask_to_stop) for name in names}
-        try:
-            yield
-        finally:
-            for name, handler in before.items():
-                signal.signal(getattr(signal, name), handler)
 
 
 def _versions() -> dict[str, str]:

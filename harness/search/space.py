@@ -32,7 +32,7 @@ COMPONENTS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Axis:
-    """One dimension: choices, or an interval."""
+    """One dimension: choices, or an interval. Evenly spaced numbers are both, so that they have an order."""
 
     name: str
     choices: tuple[Value, ...] = ()
@@ -64,19 +64,45 @@ class Space:
         """
         return {axis.name: list(_values(axis)) for axis in self.axes if len(axis.choices) != 1}
 
-    def grid_point(self, number: int, seed: int) -> dict[str, Value]:
-        """Return a point of the grid; numbers below `size` visit each once, in an order of the seed."""
-        grid = self.grid()
-        points = list(itertools.product(*grid.values()))
-        random.Random(seed).shuffle(points)
-        return dict(zip(grid, points[number], strict=True))
+    def grid_points(self, seed: int) -> list[dict[str, Value]]:
+        """Return each point of the grid once, in an order drawn from the seed.
 
-    def size(self) -> int | None:
-        """Return the number of points, or None when an axis is continuous."""
-        try:
-            return math.prod(len(values) for values in self.grid().values())
-        except UsageError:
-            return None
+        Raises:
+            UsageError: An axis is continuous.
+        """
+        grid = self.grid()
+        points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+        random.Random(seed).shuffle(points)
+        return points
+
+    def distributions(self) -> dict[str, optuna.distributions.BaseDistribution]:
+        """Return what Optuna searches: the axes that have more than one value."""
+        from optuna.distributions import CategoricalDistribution, FloatDistribution
+
+        return {
+            axis.name: CategoricalDistribution(list(axis.choices))
+            if axis.choices and not axis.step
+            else FloatDistribution(axis.low, axis.high, step=axis.step, log=axis.log)
+            for axis in self.axes
+            if len(axis.choices) != 1
+        }
+
+    def params_of(self, config: TrialConfig) -> dict[str, Value] | None:
+        """Return a configuration as Optuna's parameters, or None when it lies outside the space."""
+        params: dict[str, Value] = {}
+        for axis in self.axes:
+            if axis.name == "lr_position":
+                low, high = self.lr_bounds.get(config.optimizer, (math.inf, math.inf))
+                if not low <= config.lr <= high:
+                    return None
+                value: Value = min(1.0, math.log(config.lr / low) / math.log(high / low))
+            else:
+                value = getattr(config, axis.name)
+            if not _contains(axis, value):
+                return None
+            if len(axis.choices) != 1:
+                params[axis.name] = value
+        return params
 
     def trial_config(self, study: StudyConfig, point: Mapping[str, Value], seed: int) -> TrialConfig:
         """Turn a point into what one training is told."""
@@ -181,18 +207,32 @@ def _number_axis(name: str, values: Range | tuple[float, ...]) -> Axis:
     gaps = {round(b - a, 9) for a, b in itertools.pairwise(numbers)}
     if len(numbers) > 2 and len(gaps) == 1:
         # Evenly spaced numbers have an order that the sampler can use; bare choices have none.
-        return Axis(name=name, low=numbers[0], high=numbers[-1], step=gaps.pop())
+        step = (numbers[-1] - numbers[0]) / (len(numbers) - 1)
+        return Axis(name=name, choices=tuple(numbers), low=numbers[0], high=numbers[-1], step=step)
     return Axis(name=name, choices=tuple(numbers))
 
 
 def _suggest(trial: optuna.Trial, axis: Axis) -> Value:
     if len(axis.choices) == 1:
         return axis.choices[0]
-    if axis.choices:
+    if axis.choices and not axis.step:
         return cast(Value, trial.suggest_categorical(axis.name, list(axis.choices)))
-    # Rounding keeps 0.30000000000000004 out of records and digests.
     value = trial.suggest_float(axis.name, axis.low, axis.high, step=axis.step, log=axis.log)
-    return round(value, 9) if axis.step else value
+    if not axis.step:
+        return value
+    # Back to the number that the user wrote; rounding keeps 0.30000000000000004 out of records and digests.
+    steps = round((value - axis.low) / axis.step)
+    return axis.choices[steps] if axis.choices else round(axis.low + steps * axis.step, 9)
+
+
+def _contains(axis: Axis, value: Value) -> bool:
+    if axis.choices:
+        return value in axis.choices
+    value = float(value)
+    if not axis.low <= value <= axis.high:
+        return False
+    steps = (value - axis.low) / axis.step if axis.step else 0.0
+    return abs(steps - round(steps)) < 1e-6
 
 
 def _values(axis: Axis) -> Iterator[Value]:

@@ -7,13 +7,15 @@ from pathlib import Path
 
 from harness import paths
 from harness.config import StudyConfig
-from harness.data.manifest import Manifest, SplitRules, load_manifest
+from harness.data.manifest import SplitRules, load_manifest
 from harness.engine.weights import ResolvedWeights, preflight
 from harness.errors import UsageError
+from harness.records import study_folders
 from harness.registry import Registry, load_registry
-from harness.search.folder import StudyFolder, default_name, identity
+from harness.search.folder import ImportedTrial, StudyFolder, asked, default_name, identity
 from harness.search.result import StudyResult
 from harness.search.running import RunningStudy
+from harness.search.signals import StopSignal
 from harness.search.space import Space, resolve_space
 
 
@@ -42,22 +44,94 @@ def run_study(
         DataError: The data set is missing or unusable; before any training.
         WeightsError: Pretrained weights cannot be had; before any training.
         StorageError: The study's folder cannot be used.
+        Interrupted: A signal came before the first trial.
         NoTrialSucceeded: All trials failed.
     """
     registry = registry or load_registry()
     runs = runs or paths.runs()
-    space = resolve_space(config, registry, where=where)
-    manifest = load_manifest(
-        config.dataset,
-        registry,
-        rules=SplitRules(val=config.split.val, test=config.split.test, seed=config.split.seed),
-        skip_bad=config.skip_bad,
+    stop = StopSignal()
+    with stop.installed():
+        # Names are checked before data are fetched, unless a study has frozen what they mean.
+        space = None if _was_asked(config, runs) else resolve_space(config, registry, where=where)
+        manifest = load_manifest(
+            config.dataset,
+            registry,
+            rules=SplitRules(val=config.split.val, test=config.split.test, seed=config.split.seed),
+            skip_bad=config.skip_bad,
+        )
+        protocol = manifest.protocol().digest
+        name = config.name or default_name(manifest.dataset, config, protocol)
+        folder = _find(name, runs, identity(config, protocol))
+        if folder is None:
+            space = space or resolve_space(config, registry, where=where)
+            path, imports = _new_generation(name, runs, config, space, protocol, extend=extend)
+            weights = _preflight(space, config, registry)
+            folder = StudyFolder.create(
+                path,
+                config,
+                space,
+                dataset=manifest.dataset,
+                protocol=protocol,
+                weights=_digests(weights),
+                imports=imports,
+            )
+        else:
+            weights = _preflight(folder.space, config, registry)
+            _check_weights(folder, _digests(weights))
+        with folder.lock():
+            folder.want(config.trials)
+            return RunningStudy(config, registry, manifest, folder, weights, stop).run()
+
+
+def _was_asked(config: StudyConfig, runs: Path) -> bool:
+    return any(StudyFolder.open(folder).document["asked"] == asked(config) for folder in study_folders(runs))
+
+
+def _generations(name: str, runs: Path) -> list[StudyFolder]:
+    """Return the study of that name and what `--extend` made of it, the oldest first."""
+    found: list[StudyFolder] = []
+    path = runs / name
+    while (path / "study.json").exists():
+        found.append(StudyFolder.open(path))
+        path = runs / f"{name}@{len(found) + 1}"
+    return found
+
+
+def _find(name: str, runs: Path, wanted: str) -> StudyFolder | None:
+    """Return the generation that is the study asked for; the newest if there are several."""
+    found = [folder for folder in _generations(name, runs) if folder.document["identity"] == wanted]
+    return found[-1] if found else None
+
+
+def _new_generation(
+    name: str, runs: Path, config: StudyConfig, space: Space, protocol: str, *, extend: bool
+) -> tuple[Path, list[ImportedTrial]]:
+    """Return where a new study goes, and the trials it learns from.
+
+    Raises:
+        UsageError: The name is taken by another study, and its trials cannot be imported.
+    """
+    generations = _generations(name, runs)
+    if not generations:
+        return runs / name, []
+    last = generations[-1]
+    changes = last.differences(config, protocol)
+    # Scores under other settings, or of another metric or data set, would mislead the search.
+    can_extend = all(key.startswith("space.") for key in changes)
+    if extend and can_extend:
+        imports = [trial for trial in last.exports() if space.params_of(trial.config) is not None]
+        return runs / f"{name}@{len(generations) + 1}", imports
+    lines = [f"study {last.name!r} exists and is another study"]
+    lines += [f"  {key}: {change}" for key, change in changes.items()]
+    fixes = ["choose another --name"]
+    if can_extend:
+        fixes.append("add --extend to open a new generation that imports its trials")
+    raise UsageError(
+        "\n".join(lines),
+        where=str(last.path),
+        why="--extend allows changes of the space only" if extend else "",
+        fixes=fixes,
     )
-    weights = _preflight(space, config, registry)
-    folder = _open_folder(config, space, manifest, weights, runs, extend=extend)
-    with folder.lock():
-        folder.want(config.trials)
-        return RunningStudy(config, registry, manifest, folder, weights, runs).run()
 
 
 def _preflight(space: Space, config: StudyConfig, registry: Registry) -> dict[str, ResolvedWeights]:
@@ -70,52 +144,8 @@ def _preflight(space: Space, config: StudyConfig, registry: Registry) -> dict[st
     )
 
 
-def _open_folder(
-    config: StudyConfig,
-    space: Space,
-    manifest: Manifest,
-    weights: Mapping[str, ResolvedWeights],
-    runs: Path,
-    *,
-    extend: bool,
-) -> StudyFolder:
-    """Open the study that a configuration means, or create it."""
-    protocol = manifest.protocol().digest
-    digests = {name: resolved.record.sha256 for name, resolved in weights.items()}
-    name = config.name or default_name(manifest.dataset, config, protocol)
-
-    def create(name: str, previous: str = "") -> StudyFolder:
-        return StudyFolder.create(
-            runs / name,
-            config,
-            space,
-            dataset=manifest.dataset,
-            protocol=protocol,
-            weights=digests,
-            previous=previous,
-        )
-
-    if not (runs / name / "study.json").exists():
-        return create(name)
-    generations = [StudyFolder.open(runs / name)]
-    while (runs / f"{name}@{len(generations) + 1}" / "study.json").exists():
-        generations.append(StudyFolder.open(runs / f"{name}@{len(generations) + 1}"))
-    for folder in reversed(generations):
-        if folder.document["identity"] == identity(config, protocol):
-            _check_weights(folder, digests)
-            return folder
-    last = generations[-1]
-    changes = last.differences(config, protocol)
-    if extend and last.document["protocol"] == protocol:
-        return create(f"{name}@{len(generations) + 1}", previous=last.name)
-    raise UsageError(
-        f"study {last.name!r} exists and is another study\n" + "\n".join(f"  {line}" for line in changes),
-        where=str(last.path),
-        fixes=[
-            "choose another --name",
-            *(["add --extend to open a new generation that imports its trials"] if not extend else []),
-        ],
-    )
+def _digests(weights: Mapping[str, ResolvedWeights]) -> dict[str, str]:
+    return {name: resolved.record.sha256 for name, resolved in weights.items()}
 
 
 def _check_weights(folder: StudyFolder, digests: Mapping[str, str]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
 import time
 from multiprocessing.connection import Connection
 from typing import Any
@@ -18,6 +20,7 @@ _TICK = 2.0
 def main() -> None:
     """Serve one parent until it closes the connection."""
     connection: Connection[Any, Any] = Connection(int(sys.argv[1]))
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     # Seconds of imports, done while the parent prepares the study.
     from harness.engine.trial import Engine
     from harness.registry import load_registry
@@ -50,10 +53,21 @@ def main() -> None:
             return
         connection.send(("alive", None))
         while True:
-            connection.send(("done", engine.run(connection.recv(), on_step=on_step, on_epoch=on_epoch)))
+            job = connection.recv()
+            try:
+                connection.send(("done", engine.run(job, on_step=on_step, on_epoch=on_epoch)))
+            except HarnessError as error:
+                connection.send(("refused", portable(error)))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         # The parent is gone; nobody is left to report to.
         return
+
+
+def _end_with_parent(parent: int) -> None:
+    """End this process when its parent is gone, even from within a trial that hangs."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -31,17 +31,15 @@ class Terminal:
         self._finals = 0
 
     @hookimpl
-    def harness_study_started(self, study: StudyView) -> None:
+    def harness_study_started(self, study: StudyView, records: Sequence[TrialRecord]) -> None:
         """Open the display."""
         from rich.console import Console
 
         self._console = Console(stderr=True, highlight=False, soft_wrap=True)
-        self._ended = study.finished
-        self._finals = 0
-        self._records = []
-        verb = (
-            f"resumes at {study.finished} of {study.trials}" if study.finished else f"{study.trials} trials"
-        )
+        self._records = list(records)
+        self._ended = sum(record.kind == "search" for record in records)
+        self._finals = len(records) - self._ended
+        verb = f"resumes at {self._ended} of {study.trials}" if records else f"{study.trials} trials"
         self._print(f"study {study.name} · {study.dataset} · {verb} · {study.folder}")
         if self._console.is_terminal and not self._console.is_dumb_terminal:
             self._open_live(study)
@@ -113,7 +111,7 @@ class Terminal:
             speed_estimate_period=3600,
         )
         self._trials = self._progress.add_task(
-            "study", total=study.trials + study.finals, completed=self._ended
+            "study", total=study.trials + study.finals, completed=self._ended + self._finals
         )
         self._epochs = self._progress.add_task("starting", total=study.epochs)
         self._live = Live(self._view(study), console=self._console, refresh_per_second=4, transient=True)

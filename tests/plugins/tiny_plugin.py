@@ -80,6 +80,22 @@ def build_oom(classes):
     raise torch.OutOfMemoryError("CUDA out of memory (injected)")
 
 
+def build_mumbling(classes):
+    raise RuntimeError("caf\udce9")
+
+
+def build_drawing(classes):
+    import random
+
+    from torch import nn
+
+    class DrawingLoss(nn.Module):
+        def forward(self, logits, labels):
+            return nn.functional.cross_entropy(logits, labels) * (np.random.rand() + random.random())
+
+    return DrawingLoss()
+
+
 def build_slow(classes):
     from torch import nn
 
@@ -118,5 +134,7 @@ def harness_losses():
         ("nan", build_nan),
         ("oom", build_oom),
         ("slow", build_slow),
+        ("drawing", build_drawing),
+        ("mumbling", build_mumbling),
     ):
         yield LossSpec(name=name, summary=f"{name}, for tests", build=build)
