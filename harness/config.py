@@ -296,10 +296,22 @@ def _explain(error: ValidationError) -> Iterator[str]:
             near = nearest(str(given), expected)
             message = f"must be one of {', '.join(expected)} (got {given!r})"
             message += f", did you mean {near!r}?" if near else ""
-        elif item["type"] not in ("value_error", "missing"):
+        elif item["type"] == "string_pattern_mismatch":
+            message = f"{_PATTERNS[path[-1]]} (got {item['input']!r})"
+        elif item["type"] == "missing":
+            message = "is required"
+        elif item["type"] == "too_short":
+            message = "must not be empty"
+        elif item["type"] != "value_error":
             shown = repr(item["input"])
             message += f" (got {shown if len(shown) < 60 else shown[:57] + '...'})"
         yield f"{dotted}: {message}" if dotted else message
+
+
+_PATTERNS = {
+    "device": "must be auto, cpu, mps, cuda or cuda:N",
+    "name": "must be letters, digits, '.', '_' and '-', and begin with a letter or digit",
+}
 
 
 def _fields(path: list[str]) -> list[str]:

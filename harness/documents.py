@@ -78,7 +78,9 @@ def read_document(path: Path, schema: str, what: str) -> dict[str, Any]:
         found = body["schema"]
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is damaged"
-        raise StorageError(f"{what} cannot be read", where=str(path), why=str(why)) from error
+        raise StorageError(
+            f"{what} cannot be read", where=str(path), why=str(why), fixes=["restore it from a copy"]
+        ) from error
     if found != schema:
         raise StorageError(
             f"{what} has schema {found!r}, this version reads {schema!r}",

@@ -7,12 +7,13 @@ before Optuna hears of the result, so a finished trial is never lost.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 from harness.documents import digest, parse_document, write_document
+from harness.errors import StorageError
 
 SCHEMA = "harness.record/1"
 
@@ -243,13 +244,28 @@ def read_record(path: Path) -> TrialRecord:
     return parse_document(TrialRecord, path, SCHEMA, "a record")
 
 
-def read_records(study_folder: Path) -> list[TrialRecord]:
-    """Read all records of one study, trials first, each kind in order of number."""
-    return [
-        read_record(path)
-        for part in ("trials", "finals")
-        for path in sorted(study_folder.glob(f"{part}/*/record.json"))
-    ]
+def read_records(
+    study_folder: Path, on_damage: Callable[[StorageError], None] | None = None
+) -> list[TrialRecord]:
+    """Read all records of one study, trials first, each kind in order of number.
+
+    Args:
+        study_folder: The study.
+        on_damage: Told of each record that cannot be read, which is then left out; None raises.
+
+    Raises:
+        StorageError: A record cannot be read.
+    """
+    records = []
+    for part in ("trials", "finals"):
+        for path in sorted(study_folder.glob(f"{part}/*/record.json")):
+            try:
+                records.append(read_record(path))
+            except StorageError as error:
+                if on_damage is None:
+                    raise
+                on_damage(error)
+    return records
 
 
 def study_folders(runs: Path) -> Iterator[Path]:

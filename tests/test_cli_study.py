@@ -85,7 +85,7 @@ def test_reading_commands_show_the_study(run):
 
 def test_a_study_file_and_flags_are_one_study(run, tmp_path):
     file = tmp_path / "x.toml"
-    file.write_text('dataset = "dots"\ntrials = 9\n[space]\nbackbone = "tiny-net"\n')
+    file.write_text('dataset = "dots"\ntrials = 9\ninit = "scratch"\n[space]\nbackbone = "tiny-net"\n')
     code, out, err = run("study", "run", file, "--trials", "3", "--lr", "1e-4:1e-2", "--dry-run")
     assert code == 0, err
     resolved = json.loads(out)
@@ -160,3 +160,37 @@ def test_a_hostile_study_name_or_class_cannot_reach_the_terminal(run, tmp_path):
     assert code == 0, err
     assert "\x1b" not in out + err
     assert "\u202e" not in out + err
+
+
+def test_a_damaged_record_hides_no_other(run, tmp_path):
+    run("study", "run", "--name", "mine", *TINY)
+    (tmp_path / "runs" / "mine" / "trials" / "0000" / "record.json").write_text("garbage")
+    for command in (["study", "list"], ["study", "show", "mine"], ["leaderboard", "show"]):
+        code, out, _ = run(*command)
+        assert code == 0
+        assert "mine" in out or "tiny-net" in out
+    code, _, err = run("study", "run", "--name", "mine", *TINY)
+    assert code == 6
+    assert "record.json" in err
+
+
+def test_a_dry_run_finds_missing_data_and_trains_nothing(run, tmp_path):
+    code, _, err = run("study", "run", *TINY, "--dataset", tmp_path / "nowhere", "--dry-run")
+    assert code == 5
+    assert "nowhere" in err
+    code, out, _ = run("study", "run", *TINY, "--dry-run")
+    assert code == 0
+    assert json.loads(out)["space"]["axes"]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_folder_given_as_study_file_is_explained(run, tmp_path):
+    code, _, err = run("study", "run", tmp_path)
+    assert code == 2
+    assert f"harness study run --dataset {tmp_path}" in err
+
+
+def test_broken_toml_in_a_setting_is_said_so(run):
+    code, _, err = run("study", "run", *TINY, "--set", 'space.optimizer=["adamw"')
+    assert code == 2
+    assert "is no valid TOML" in err

@@ -58,7 +58,7 @@ def test_a_wrong_value_is_named(values, said):
 
 
 def test_the_dataset_is_required():
-    assert "dataset: Field required" in errors_of({})
+    assert "dataset: is required" in errors_of({})
 
 
 def test_one_value_stands_for_a_list_of_one():

@@ -299,7 +299,7 @@ def test_load_reads_every_study_and_reports_what_is_damaged(tmp_path):
     assert {record.study for record in records} == {"demo", "b"}
     assert len(problems) == 2
     assert problems[0].startswith(f"{edited}: a record does not match its own SHA-256")
-    assert problems[1].startswith(f"{bad}: a record cannot be read (JSONDecodeError")
+    assert problems[1].startswith(f"{bad}: a record cannot be read (it is damaged")
 
 
 def test_load_of_no_folder_is_empty(tmp_path):

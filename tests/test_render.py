@@ -25,7 +25,7 @@ from harness.leaderboard.render import (
 LONG = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
 HOSTILE = ["[bold]x", "\x1b[2J\x07", "=HYPERLINK(1)", "a|b", "safe\u202egpj.exe", "a\nb", "<b>x</b>"]
 ORDER = ["#", "backbone", "freeze", "lr", "optimizer", "augment", "loss", "F1 [95 %]", "acc [95 %]", "seeds"]
-ORDER += ["params (trainable)", "train", "device", "plugin", "weights licence"]
+ORDER += ["params (trainable)", "train", "device", "plugin", "weights licence", "px", "epochs", "study"]
 
 
 def boards(**values):
@@ -61,7 +61,7 @@ def test_the_caption_is_one_line_in_a_pipe():
     assert format_table([board]).splitlines()[0] == board.caption()
 
 
-@pytest.mark.parametrize("width", [64, 80, 100, 120, 160, 200, 240])
+@pytest.mark.parametrize("width", [64, 80, 100, 120, 160, 200, 320])
 def test_columns_leave_from_the_right_until_the_table_fits(width):
     text = draw(boards(backbone=LONG)[0], width)
     assert all(cell_len(line) <= width for line in text.splitlines())

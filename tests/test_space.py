@@ -59,15 +59,25 @@ def test_evenly_spaced_numbers_keep_their_order_for_the_sampler(tiny, registry):
         axis.name: axis for axis in resolve_space(tiny(space={"freeze_depth": [0, 0.1, 1]}), registry).axes
     }
     assert axes["freeze_depth"].choices == (0.0, 0.1, 1.0)
+    assert axes["freeze_depth"].step is None
+
+
+def test_evenly_spaced_numbers_come_back_as_the_user_wrote_them(tiny, registry):
+    depths = [0.0, 1 / 3, 2 / 3, 1.0]
+    space = resolve_space(tiny(space={"freeze_depth": depths}), registry)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    seen = {space.suggest(study.ask())["freeze_depth"] for _ in range(40)}
+    assert seen == set(depths)
 
 
 def test_a_grid_counts_its_points_and_refuses_what_is_continuous(tiny, registry):
     discrete = resolve_space(tiny(space={"lr": [1e-3, 1e-2], "optimizer": "adamw"}), registry)
-    assert discrete.size() == 2 * 3 * 2
+    points = discrete.grid_points(seed=0)
+    assert len(points) == len({tuple(point.items()) for point in points}) == 2 * 3 * 2
+    assert points != discrete.grid_points(seed=1)
     continuous = resolve_space(tiny(), registry)
-    assert continuous.size() is None
     with pytest.raises(UsageError, match=r"space\.lr"):
-        continuous.grid()
+        continuous.grid_points(seed=0)
 
 
 def test_configurations_that_differ_by_seed_alone_are_one_candidate(tiny, registry):

@@ -66,8 +66,11 @@ def a_backbone(name, *, cached=None, fetch=None, probe_url="", weights=True):
 
 
 def a_file(path, text="weights"):
+    """Write a small but sound file, another one for another text."""
+    from safetensors.numpy import save_file
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+    save_file({}, str(path), metadata={"text": text})
     return path
 
 
@@ -96,7 +99,7 @@ def test_the_table_goes_before_the_folder_and_the_folder_before_the_cache(tmp_pa
     second = look(backbone, weights_dir=folder.parent)
     third = look(backbone)
 
-    assert [found.path.read_text() for found in (first, second, third)] == ["table", "folder", "cache"]
+    assert [found.path for found in (first, second, third)] == [table, folder, tmp_path / "cache"]
     assert first.record.sha256 == file_sha256(table)
     assert (first.record.source, first.record.licence) == ("file mine.safetensors", "unknown")
     assert (third.record.source, third.record.licence) == ("someone/net", "apache-2.0")
@@ -317,3 +320,11 @@ def test_a_hub_that_refuses_is_quoted_with_its_status(downloads, name, status):
     assert told["code"] == 5
     assert status in told["error"]
     assert f"timm/{name}.r160_in1k" in told["error"]
+
+
+def test_a_damaged_file_is_refused_before_any_trial(tmp_path):
+    file = tmp_path / "net.safetensors"
+    file.write_bytes(b"junk")
+    with pytest.raises(WeightsError, match="cannot be read") as caught:
+        look(a_backbone("net"), weights_dir=tmp_path)
+    assert str(file) in str(caught.value)

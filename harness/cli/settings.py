@@ -19,6 +19,12 @@ def study_values(file: Path | None, flags: dict[str, Any]) -> dict[str, Any]:
     from harness.config import DEFAULT_STUDY, load_study_file
 
     values: dict[str, Any]
+    if file is not None and file.is_dir():
+        raise UsageError(
+            "a study file is wanted, this is a folder",
+            where=str(file),
+            fixes=[f"images in it? harness study run --dataset {file}"],
+        )
     if file is not None:
         values = load_study_file(file)
     elif flags.get("dataset"):
@@ -30,7 +36,7 @@ def study_values(file: Path | None, flags: dict[str, Any]) -> dict[str, Any]:
         "train": ("epochs", "batch_size", "image_size"),
         "search": ("sampler", "pruner"),
         "run": ("device", "threads"),
-        "": ("dataset", "trials", "timeout", "metric", "seed", "init", "name"),
+        "": ("dataset", "trials", "timeout", "metric", "seed", "init", "name", "skip_bad"),
     }
     for section, keys in homes.items():
         for key in keys:
@@ -76,7 +82,11 @@ def _parse_setting(setting: str) -> tuple[list[str], Any]:
         raise UsageError(f"write --set as KEY=VALUE (got {setting!r})", where="--set")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except tomllib.TOMLDecodeError as error:
         # A bare word is what a shell leaves of a quoted string.
+        if text[:1] in "[{\"'":
+            raise UsageError(
+                f"the value of --set {setting!r} is no valid TOML", where="--set", why=str(error)
+            ) from None
         value = text
     return key.strip().split("."), value

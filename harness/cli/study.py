@@ -12,7 +12,7 @@ import click
 
 from harness import paths
 from harness.cli.settings import study_values
-from harness.errors import UnknownNameError
+from harness.errors import StorageError, UnknownNameError
 from harness.text import safe_text
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def command() -> None:
 
 
 @command.command()
-@click.argument("file", required=False, type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("file", required=False, type=click.Path(path_type=Path))
 @click.option("-d", "--dataset", help="A name of `harness data list`, a folder of images, or a CSV file.")
 @click.option("-n", "--trials", type=int, help="Trials in total, over all resumptions.")
 @click.option("--timeout", help="Start no new trial after this time: 90s, 30m, 1h30m.")
@@ -53,6 +53,12 @@ def command() -> None:
 @click.option("--seed", type=int, help="Seed of the whole study.")
 @click.option("--init", help="pretrained or scratch.")
 @click.option("--weights", type=click.Path(path_type=Path), help="Folder with <backbone>.safetensors.")
+@click.option(
+    "--skip-bad",
+    is_flag=True,
+    default=None,
+    help="Leave unreadable images out, counted, instead of refusing.",
+)
 @click.option("--device", help="auto, cpu, cuda, cuda:1 or mps.")
 @click.option("--threads", type=int, help="CPU threads of a trial.")
 @click.option("--name", help="Name of the study.")
@@ -91,9 +97,9 @@ def run(ctx: click.Context, /, file: Path | None, runs: Path | None, **flags: An
     registry = load_registry(plugins)
     runs = (runs or paths.runs()).absolute()
     if flags["dry_run"]:
-        from harness.search.space import resolve_space
+        from harness.search.study import check_study
 
-        space = resolve_space(config, registry, where=where)
+        space = check_study(config, registry, where=where)
         click.echo(
             json.dumps(
                 {"study": config.model_dump(mode="json", by_alias=True), "space": space.to_json()}, indent=2
@@ -117,7 +123,12 @@ def list_(runs: Path | None, as_json: bool) -> None:
     """List the studies of this folder."""
     from harness.search.result import load_study
 
-    found = [load_study(folder) for folder in _folders(runs)]
+    found = []
+    for folder in _folders(runs):
+        try:
+            found.append(load_study(folder))
+        except StorageError as error:
+            click.echo(f"warning: {safe_text(error.what)}: {safe_text(error.where)}", err=True)
     if as_json:
         click.echo(
             json.dumps(
@@ -288,7 +299,7 @@ def _report(result: StudyResult, wanted: int) -> None:
     click.echo("compare:  harness leaderboard show", err=True)
     failed = [record for record in result.records if record.state == "failed"]
     for record in failed[:3]:
-        click.echo(f"failed:   trial {record.number}: {safe_text(record.reason)}", err=True)
+        click.echo(f"failed:   trial {record.number}, {safe_text(record.reason)}", err=True)
 
 
 def _print_columns(rows: Sequence[tuple[str, ...]]) -> None:

@@ -264,7 +264,9 @@ def choose_device(device: str) -> torch.device:
     if missing:
         raise UsageError(
             f"device {device!r} is not available",
-            why=f"torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices",
+            why=f"torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices"
+            if chosen.type == "cuda"
+            else f"torch {torch.__version__} finds no Apple GPU",
             fixes=["use --device auto or --device cpu", "run harness doctor"],
         )
     return chosen

@@ -105,6 +105,7 @@ def resolve_weights(
                 why="there is no such file",
                 fixes=["correct the path", "leave it out to take the backbone's own weights"],
             )
+        _check_readable(local, backbone.provider.name)
         # Nobody but its owner knows under which terms a file of theirs stands.
         source = f"file {local.name}"
         return ResolvedWeights(path=local, record=_record(source, "unknown", local))
@@ -113,6 +114,24 @@ def resolve_weights(
     assert spec is not None
     cached = spec.cached()
     return ResolvedWeights(path=cached, record=_record(spec.source, spec.licence, cached))
+
+
+def _check_readable(file: Path, backbone: str) -> None:
+    """Refuse a damaged file before a trial is spent on it."""
+    if file.suffix != ".safetensors":
+        return
+    import safetensors
+
+    try:
+        with safetensors.safe_open(str(file), framework="np"):
+            pass
+    except (safetensors.SafetensorError, OSError) as error:
+        raise WeightsError(
+            f"the weights of backbone {backbone!r} cannot be read",
+            where=str(file),
+            why=f"no complete safetensors file: {error}",
+            fixes=["copy the file again"],
+        ) from error
 
 
 def probe(url: str, timeout: float = PROBE_SECONDS) -> str:
@@ -194,7 +213,9 @@ def _check_reachable(missing: Mapping[str, WeightsSpec]) -> None:
         where=", ".join(problems),
         why="; ".join(f"{urlsplit(host).netloc} cannot be reached: {why}" for host, why in problems.items()),
         fixes=[
-            "connect and run the same command again",
+            "unset HF_HUB_OFFLINE"
+            if "HF_HUB_OFFLINE is set" in problems.values()
+            else "connect and run the same command again",
             "copy a Hugging Face cache to this machine and set HF_HOME to it",
             f"put {_as_files(names)} into a folder and add --weights FOLDER",
             "use a mirror: HF_ENDPOINT=<address>",

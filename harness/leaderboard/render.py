@@ -103,6 +103,9 @@ _COLUMNS = (
     _Column(name="device", header="device", cell=lambda row: row.device or "-"),
     _Column(name="plugin", header="plugin", cell=lambda row: row.plugin or "-"),
     _Column(name="licence", header="weights licence", cell=lambda row: row.licence),
+    _Column(name="image_size", header="px", cell=lambda row: str(row.image_size), numeric=True),
+    _Column(name="epochs", header="epochs", cell=lambda row: str(row.epochs), numeric=True),
+    _Column(name="study", header="study", cell=lambda row: row.study),
 )
 
 
@@ -134,9 +137,10 @@ def _printable(value: str, encoding: str) -> str:
 def render_table(board: Leaderboard, *, width: int | None = None, encoding: str = "utf-8") -> RenderableType:
     """Draw a leaderboard for a terminal: its caption, its rows and, last and without a rank, the floor.
 
-    Columns are left out from the right until the table fits: weights licence, plugin, device, train, params,
-    seeds, accuracy (and F1, where accuracy is ranked), loss, augment, optimizer, lr, freeze. Rank, backbone
-    and the ranked score stay; a backbone's name that still does not fit is folded over lines, never cut.
+    Columns are left out from the right until the table fits: study, epochs, px, weights licence, plugin,
+    device, train, params, seeds, accuracy (and F1, where accuracy is ranked), loss, augment, optimizer, lr,
+    freeze. Rank, backbone and the ranked score stay; a backbone's name that still does not fit is folded
+    over lines, never cut.
 
     Args:
         board: What to draw.

@@ -227,6 +227,7 @@ class StudyFolder:
             study = create()
             trials = study.get_trials(deepcopy=False)
             records = [record for record in self.records() if record.kind == "search"]
+            self._check_numbers(records)
             is_whole = all(trial.state.is_finished() for trial in trials)
             if is_whole and len(trials) == len(self.imports) + len(records):
                 return study
@@ -238,6 +239,18 @@ class StudyFolder:
         for record in records:
             study.add_trial(self._recorded(record))
         return study
+
+    def _check_numbers(self, records: Sequence[TrialRecord]) -> None:
+        for expected, record in enumerate(records, start=len(self.imports)):
+            if record.number != expected:
+                raise StorageError(
+                    f"the record of trial {expected} is missing, later ones are there",
+                    where=str(self.path / "trials"),
+                    fixes=[
+                        "restore it from a copy",
+                        f"move the folders from {expected:04d} on away: these trials are run again",
+                    ],
+                )
 
     def tell(self, study: optuna.Study, trial: optuna.Trial, record: TrialRecord) -> None:
         """Tell Optuna what a record says.

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from harness.errors import NoTrialSucceeded
 from harness.leaderboard.rank import Leaderboard, rank
-from harness.records import Metric, TrialRecord
+from harness.records import Metric, TrialRecord, read_records
 from harness.search.folder import StudyFolder, value_of
+
+logger = logging.getLogger("harness.study")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +53,7 @@ class StudyResult:
 
 
 def load_study(folder: Path) -> StudyResult:
-    """Read a stored study without running it."""
+    """Read a stored study without running it; warns of records that are damaged, and leaves them out."""
     opened = StudyFolder.open(folder)
     return StudyResult(
         name=opened.name,
@@ -58,7 +61,7 @@ def load_study(folder: Path) -> StudyResult:
         dataset=opened.document["dataset"],
         metric=opened.document["metric"],
         trials=opened.document["trials"],
-        records=tuple(opened.records()),
+        records=tuple(read_records(folder, lambda error: logger.warning("left out: %s", error))),
     )
 
 

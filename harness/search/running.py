@@ -116,7 +116,7 @@ class RunningStudy:
         )
         if not result.stopped and not rank_trials(records):
             raise NoTrialSucceeded(
-                f"none of {len(records)} trials of study {self._folder.name!r} is complete",
+                f"study {self._folder.name!r} ended without a complete trial, of {len(records)}",
                 where=str(self._folder.path),
                 why=next((record.reason for record in records if record.reason), ""),
                 fixes=[f"read {self._folder.path}/trials/*/error.txt", "run harness doctor"],

@@ -8,6 +8,7 @@ import math
 import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from harness.config import Range, StudyConfig
@@ -204,10 +205,11 @@ def _number_axis(name: str, values: Range | tuple[float, ...]) -> Axis:
     if isinstance(values, Range):
         return Axis(name=name, low=values.low, high=values.high, step=values.step, log=values.log)
     numbers = sorted(set(values))
-    gaps = {round(b - a, 9) for a, b in itertools.pairwise(numbers)}
+    # As written: 0.1 + 0.2 is 0.3 here, and a third, which no decimal is, makes plain choices.
+    gaps = {Decimal(str(b)) - Decimal(str(a)) for a, b in itertools.pairwise(numbers)}
     if len(numbers) > 2 and len(gaps) == 1:
         # Evenly spaced numbers have an order that the sampler can use; bare choices have none.
-        step = (numbers[-1] - numbers[0]) / (len(numbers) - 1)
+        step = float(gaps.pop())
         return Axis(name=name, choices=tuple(numbers), low=numbers[0], high=numbers[-1], step=step)
     return Axis(name=name, choices=tuple(numbers))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from harness import paths
 from harness.config import StudyConfig
-from harness.data.manifest import SplitRules, load_manifest
+from harness.data.manifest import Manifest, SplitRules, load_manifest
 from harness.engine.weights import ResolvedWeights, preflight
 from harness.errors import UsageError
 from harness.records import study_folders
@@ -53,12 +53,7 @@ def run_study(
     with stop.installed():
         # Names are checked before data are fetched, unless a study has frozen what they mean.
         space = None if _was_asked(config, runs) else resolve_space(config, registry, where=where)
-        manifest = load_manifest(
-            config.dataset,
-            registry,
-            rules=SplitRules(val=config.split.val, test=config.split.test, seed=config.split.seed),
-            skip_bad=config.skip_bad,
-        )
+        manifest = _load(config, registry)
         protocol = manifest.protocol().digest
         name = config.name or default_name(manifest.dataset, config, protocol)
         folder = _find(name, runs, identity(config, protocol))
@@ -81,6 +76,25 @@ def run_study(
         with folder.lock():
             folder.want(config.trials)
             return RunningStudy(config, registry, manifest, folder, weights, stop).run()
+
+
+def check_study(config: StudyConfig, registry: Registry, *, where: str = "study") -> Space:
+    """Check all that a study needs, fetching no data and training nothing; return its resolved space.
+
+    Raises:
+        UsageError: Unknown names, or a device that is not there.
+        DataError: The data set is missing or unusable.
+        WeightsError: Pretrained weights cannot be had.
+    """
+    space = resolve_space(config, registry, where=where)
+    _load(config, registry, download=False)
+    _preflight(space, config, registry)
+    return space
+
+
+def _load(config: StudyConfig, registry: Registry, *, download: bool = True) -> Manifest:
+    rules = SplitRules(val=config.split.val, test=config.split.test, seed=config.split.seed)
+    return load_manifest(config.dataset, registry, rules=rules, skip_bad=config.skip_bad, download=download)
 
 
 def _was_asked(config: StudyConfig, runs: Path) -> bool:
@@ -135,6 +149,11 @@ def _new_generation(
 
 
 def _preflight(space: Space, config: StudyConfig, registry: Registry) -> dict[str, ResolvedWeights]:
+    """Check the device and have the weights, before anything of the study is written."""
+    if config.run.device not in ("auto", "cpu"):
+        from harness.engine.trial import choose_device
+
+        choose_device(config.run.device)
     backbones = next(axis.choices for axis in space.axes if axis.name == "backbone")
     return preflight(
         [registry.backbones.get(str(name)) for name in backbones],
@@ -151,7 +170,7 @@ def _digests(weights: Mapping[str, ResolvedWeights]) -> dict[str, str]:
 def _check_weights(folder: StudyFolder, digests: Mapping[str, str]) -> None:
     stored: dict[str, str] = folder.document["weights"]
     changed = sorted(name for name, digest in stored.items() if digests.get(name, digest) != digest)
-    if changed:
+    if changed and any(record.state == "complete" for record in folder.records()):
         raise UsageError(
             f"the weights of {', '.join(changed)} are not those that study {folder.name!r} began with",
             where=str(folder.path),

@@ -39,7 +39,11 @@ class Terminal:
         self._records = list(records)
         self._ended = sum(record.kind == "search" for record in records)
         self._finals = len(records) - self._ended
-        verb = f"resumes at {self._ended} of {study.trials}" if records else f"{study.trials} trials"
+        verb = (
+            f"resumes at {self._ended} of {study.trials}"
+            if records
+            else f"{study.trials} trial{'s' * (study.trials > 1)}"
+        )
         self._print(f"study {study.name} · {study.dataset} · {verb} · {study.folder}")
         if self._console.is_terminal and not self._console.is_dumb_terminal:
             self._open_live(study)
@@ -156,7 +160,8 @@ class Terminal:
         counter = f"{self._ended}/{study.trials}" if record.kind == "search" else "final"
         parts = [f"[{counter}]"]
         if record.scores:
-            parts.append(f"{_metric(study)} {_score(study, record):.4f}")
+            split = " val" if record.kind == "final" else ""
+            parts.append(f"{_metric(study)}{split} {_score(study, record):.4f}")
         best = [
             _score(study, other)
             for other in self._records
