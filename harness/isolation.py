@@ -40,6 +40,16 @@ def kept_random_state() -> Iterator[None]:
             torch.cuda.set_rng_state_all(cuda_states)
 
 
+def seed_all(seed: int) -> None:
+    """Seed torch's, NumPy's and Python's global generators; a plugin may draw from any of them."""
+    import numpy as np
+    import torch
+
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
+
+
 @contextmanager
 def registering() -> Iterator[None]:
     """Keep the random state, and keep what a plugin prints while it loads out of our standard output."""

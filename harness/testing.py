@@ -17,8 +17,9 @@ from operator import attrgetter
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from harness.conformance import CHECKS, is_described, require, seed_all
-from harness.isolation import describe_error, kept_random_state
+from harness.isolation import describe_error, kept_random_state, seed_all
+from harness.kit.checks import CHECKS
+from harness.kit.component import is_described, require
 from harness.registry import HOOKS, KINDS, components_of
 from harness.specs import Family, Spec
 

@@ -27,7 +27,7 @@ DESCRIBING = {
     "harness.specs",
     "harness.text",
 }
-KIT = {"harness.conformance", "harness.testing"}
+KIT = {"harness.testing"}
 # Each layer may import itself and those before it.
 LAYERS = ["describing", "leaderboard", "data", "engine", "search", "kit", "cli"]
 READABLE = {

@@ -5,11 +5,9 @@ from __future__ import annotations
 import dataclasses
 import errno
 import platform
-import random
 import sys
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +28,7 @@ from harness.engine.heads import init_head
 from harness.engine.job import TrialJob, TrialOutcome
 from harness.engine.source import ImageSource
 from harness.errors import DataError, HarnessError, StorageError, UsageError
+from harness.isolation import kept_random_state, seed_all
 from harness.records import CostRecord, EpochRecord, Scores, TrialConfig
 from harness.registry import Registry
 from harness.specs import BackboneSpec, ClassInfo, InputSpec
@@ -296,25 +295,6 @@ def peak_memory(device: torch.device) -> int:
         return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def seed_all(seed: int) -> None:
-    """Seed torch's, NumPy's and Python's global generators; a plugin may draw from any of them."""
-    torch.manual_seed(seed)
-    np.random.seed(seed)
-    random.seed(seed)
-
-
-@contextmanager
-def kept_random_state() -> Iterator[None]:
-    """Give the global generators back as they were."""
-    of_numpy, of_python = np.random.get_state(), random.getstate()
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        np.random.set_state(of_numpy)
-        random.setstate(of_python)
 
 
 def _encodable(text: str) -> str:

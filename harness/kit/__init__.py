@@ -1,1 +1,1 @@
-"""Parts of the conformance kit that import no torch before a check runs."""
+"""The checks of the conformance kit; `harness.testing` runs them."""

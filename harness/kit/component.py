@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import random
-
-import numpy as np
 
 from harness.specs import Spec
 
@@ -14,15 +11,6 @@ def require(condition: object, message: str) -> None:
     """Raise AssertionError unless a condition holds; unlike `assert` also under `python -O`."""
     if not condition:
         raise AssertionError(message)
-
-
-def seed_all(seed: int) -> None:
-    """Seed torch's, NumPy's and Python's generators."""
-    import torch
-
-    torch.manual_seed(seed)
-    np.random.seed(seed)
-    random.seed(seed)
 
 
 def is_described(spec: Spec) -> None:

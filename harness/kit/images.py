@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from harness.errors import DataError
-from harness.kit.component import require, seed_all
+from harness.isolation import seed_all
+from harness.kit.component import require
 from harness.specs import AugmentationSpec, DatasetSpec, InputSpec, Sample
 
 if TYPE_CHECKING:

@@ -45,4 +45,5 @@ def build_pruner(search: SearchConfig, epochs: int) -> optuna.pruners.BasePruner
         return optuna.pruners.HyperbandPruner(min_resource=1, max_resource=epochs, reduction_factor=3)
     if search.pruner == "halving":
         return optuna.pruners.SuccessiveHalvingPruner(min_resource=min(3, epochs), reduction_factor=3)
-    return optuna.pruners.MedianPruner(n_startup_trials=STARTUP_TRIALS, n_warmup_steps=max(1, epochs // 4))
+    # Judged from the third epoch on, or a third of the way: before it, slow learners look like bad ones.
+    return optuna.pruners.MedianPruner(n_startup_trials=STARTUP_TRIALS, n_warmup_steps=max(3, epochs // 3))

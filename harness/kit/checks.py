@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from harness.engine.freeze import FreezePlan, apply_freeze, plan_freeze, set_train_mode
-from harness.kit.component import is_described, require, seed_all
+from harness.isolation import seed_all
+from harness.kit.component import require
 from harness.kit.images import (
     keeps_the_form_of_images,
     reads_or_says_why,
@@ -19,8 +20,6 @@ from harness.kit.images import (
     states_its_terms,
 )
 from harness.specs import BackboneSpec, ClassInfo, LossSpec, OptimizerSpec, ScheduleSpec
-
-__all__ = ["CHECKS", "is_described", "require", "seed_all"]
 
 # --- backbones --------------------------------------------------------------------------------------------
 
