@@ -10,7 +10,7 @@ import pytest
 
 import harness
 
-ROOT = Path(harness.__file__).parents[1]
+ROOT = Path(__file__).parents[1]
 HEAVY = {"torch", "torchvision", "timm", "optuna", "pandas", "scipy", "sklearn"}
 DESCRIBING = {
     "harness.catalog",

@@ -8,12 +8,11 @@ from pkgutil import resolve_name
 
 import pytest
 
-import harness
 from harness import load_registry
 from harness.registry import KINDS
 from harness.testing import plugin_checks
 
-ROOT = Path(harness.__file__).parents[1]
+ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 PLUGINS = PROJECT["entry-points"]["harness"]
 # The smallest of each family: the rest is upstream's, and too large for a unit test.

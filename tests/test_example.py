@@ -12,10 +12,9 @@ from pathlib import Path
 
 import pytest
 
-import harness
 from harness.testing import plugin_checks
 
-EXAMPLE = Path(harness.__file__).parents[1] / "plugins" / "harness-example"
+EXAMPLE = Path(__file__).parents[1] / "plugins" / "harness-example"
 
 
 def run(*command: str | Path, **options) -> str:

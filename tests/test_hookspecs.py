@@ -20,7 +20,7 @@ from harness.errors import DataError
 from harness.registry import HOOKS, KINDS, components_of, plural
 from harness.testing import plugin_checks
 
-ROOT = Path(harness.__file__).parents[1]
+ROOT = Path(__file__).parents[1]
 GUIDE = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
 REGISTERING = [f"harness_{plural(kind)}" for kind in KINDS]
 OBSERVING = [hook for hook in HOOKS if hook not in REGISTERING]

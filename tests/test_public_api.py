@@ -15,7 +15,7 @@ import pytest
 
 import harness
 
-ROOT = Path(harness.__file__).parents[1]
+ROOT = Path(__file__).parents[1]
 HEAVY = ["torch", "torchvision", "timm", "optuna", "pandas", "pydantic", "scipy", "sklearn"]
 
 

@@ -43,6 +43,7 @@ def preflight(
     init: Literal["pretrained", "scratch"],
     weights: Mapping[str, Path],
     weights_dir: Path | None,
+    fetch: bool = True,
 ) -> dict[str, ResolvedWeights]:
     """Have the weights of every backbone on this machine, by backbone; fetches those that are missing.
 
@@ -53,6 +54,7 @@ def preflight(
         init: `scratch` needs no weights.
         weights: Backbone name -> checkpoint file.
         weights_dir: A folder that has `<backbone>.safetensors` for each backbone that `weights` leaves out.
+        fetch: False only makes sure that what is missing could be fetched.
 
     Raises:
         WeightsError: Files are missing, a backbone has no pretrained weights, or a download fails.
@@ -73,6 +75,8 @@ def preflight(
     missing = {name: found[name].spec.weights for name, entry in resolved.items() if entry.path is None}
     specs = {name: spec for name, spec in missing.items() if spec is not None}
     _check_reachable(specs)
+    if not fetch:
+        return resolved
     for name, spec in specs.items():
         path = _fetch(name, spec)
         record = dataclasses.replace(resolved[name].record, sha256=file_sha256(path))

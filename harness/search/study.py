@@ -51,8 +51,10 @@ def run_study(
     runs = runs or paths.runs()
     stop = StopSignal()
     with stop.installed():
-        # Names are checked before data are fetched, unless a study has frozen what they mean.
+        # Names and weights are checked before data are read, unless a study has frozen what they mean.
         space = None if _was_asked(config, runs) else resolve_space(config, registry, where=where)
+        if space is not None:
+            _preflight(space, config, registry, fetch=False)
         manifest = _load(config, registry)
         protocol = manifest.protocol().digest
         name = config.name or default_name(manifest.dataset, config, protocol)
@@ -87,8 +89,8 @@ def check_study(config: StudyConfig, registry: Registry, *, where: str = "study"
         WeightsError: Pretrained weights cannot be had.
     """
     space = resolve_space(config, registry, where=where)
+    _preflight(space, config, registry, fetch=False)
     _load(config, registry, download=False)
-    _preflight(space, config, registry)
     return space
 
 
@@ -148,7 +150,9 @@ def _new_generation(
     )
 
 
-def _preflight(space: Space, config: StudyConfig, registry: Registry) -> dict[str, ResolvedWeights]:
+def _preflight(
+    space: Space, config: StudyConfig, registry: Registry, *, fetch: bool = True
+) -> dict[str, ResolvedWeights]:
     """Check the device and have the weights, before anything of the study is written."""
     if config.run.device not in ("auto", "cpu"):
         from harness.engine.trial import choose_device
@@ -160,6 +164,7 @@ def _preflight(space: Space, config: StudyConfig, registry: Registry) -> dict[st
         init=config.init,
         weights=config.weights,
         weights_dir=config.weights_dir,
+        fetch=fetch,
     )
 
 
