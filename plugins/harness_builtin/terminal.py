@@ -132,6 +132,7 @@ class Terminal:
         return Group(self._progress, self._table(study))
 
     def _table(self, study: StudyView) -> Table:
+        from rich.box import SIMPLE_HEAD
         from rich.table import Table
         from rich.text import Text
 
@@ -139,7 +140,9 @@ class Terminal:
             (record for record in self._records if record.kind == "search" and record.scores),
             key=lambda record: -_score(study, record),
         )
-        table = Table(title=f"best by {_metric(study)} on val", title_justify="left")
+        table = Table(
+            title=f"best by {_metric(study)} on val", title_justify="left", box=SIMPLE_HEAD, pad_edge=False
+        )
         for name in ("trial", "backbone", "freeze", "lr", "optimizer", _metric(study), "state"):
             table.add_column(name, overflow="fold")
         for record in best[:SHOWN]:
