@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 SPACE = (
+    *("--threads", "1"),
     *("--init", "scratch", "--backbone", "test_resnet", "--backbone", "test_efficientnet"),
     *("--backbone", "test_convnext", "--optimizer", "adamw", "--optimizer", "sgd", "--image-size", "64"),
     *("--freeze-depth", "0", "--freeze-depth", "0.25", "--freeze-depth", "0.5"),

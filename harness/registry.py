@@ -146,7 +146,9 @@ def load_registry(arguments: Sequence[str] = ()) -> Registry:
                     f"plugin {candidate.name!r} cannot be loaded",
                     where=f"-p {candidate.name}",
                     why=candidate.reason,
-                    fixes=["name a module, without .py, of the current folder or of an installed package"],
+                    fixes=["name a module, without .py, of the current folder or of an installed package"]
+                    if "ModuleNotFoundError" in candidate.reason
+                    else ["repair it; docs/plugins.md says what a plugin needs"],
                 )
         loaded.append(candidate)
     return Registry(

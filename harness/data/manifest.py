@@ -145,7 +145,11 @@ def load_manifest(
             where=check.where,
             fixes=[
                 f"repair the data and run: harness data check {dataset}",
-                *(["leave unreadable images out: skip_bad = true"] if "unreadable" in lines else []),
+                *(
+                    ["leave unreadable images out: --skip-bad, or skip_bad = true in the study file"]
+                    if "unreadable" in lines
+                    else []
+                ),
             ],
         )
     return check.manifest
