@@ -160,8 +160,7 @@ class ProcessExecutor:
         with self._log.open("ab") as log, theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "harness.search.worker", str(theirs.fileno())],
-                # Threads that spin while they wait slow each other down tenfold on a busy machine.
-                env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "PYTHONPATH": path},
+                env={**os.environ, "PYTHONPATH": path},
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
