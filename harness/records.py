@@ -146,6 +146,10 @@ class EpochRecord:
     val_f1: float
     seconds: float
 
+    def value(self, metric: Metric) -> float:
+        """Return the score on the validation split that a study maximises."""
+        return self.val_f1 if metric == "f1" else self.val_accuracy
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CostRecord:

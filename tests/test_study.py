@@ -428,3 +428,9 @@ def test_a_missing_record_is_named_with_the_way_out(tiny, registry, tmp_path):
     with pytest.raises(StorageError, match="the record of trial 1 is missing") as caught:
         run_study(tiny(trials=4), registry=registry, runs=tmp_path)
     assert "move the folders from 0001 on away" in str(caught.value)
+
+
+def test_a_damaged_study_keeps_no_other_from_running(tiny, registry, tmp_path):
+    first = run_study(tiny(name="mine", trials=1), registry=registry, runs=tmp_path)
+    (first.folder / "study.json").write_text("{")
+    assert run_study(tiny(name="yours", trials=1), registry=registry, runs=tmp_path).exit_code == 0

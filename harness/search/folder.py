@@ -17,7 +17,7 @@ from harness import __version__
 from harness.config import StudyConfig
 from harness.documents import canonical, digest, from_json, read_document, write_document
 from harness.errors import StorageError
-from harness.records import EpochRecord, Metric, State, TrialConfig, TrialRecord, read_records
+from harness.records import Metric, State, TrialConfig, TrialRecord, read_records
 from harness.search.sampling import build_pruner
 from harness.search.space import Space
 
@@ -137,7 +137,7 @@ class StudyFolder:
                 source=self.name,
                 config=record.config,
                 state=record.state,
-                values=tuple(value_of(record, epoch) for epoch in record.curve),
+                values=tuple(epoch.value(record.metric) for epoch in record.curve),
             )
             for record in self.records()
             if record.kind == "search" and record.state in ("complete", "pruned")
@@ -262,7 +262,7 @@ class StudyFolder:
 
         states = optuna.trial.TrialState
         if record.state == "complete":
-            study.tell(trial, value_of(record, record.curve[-1]))
+            study.tell(trial, record.curve[-1].value(record.metric))
         elif _is_lesson(record):
             if record.state == "failed":
                 trial.report(0.0, step=1 + len(record.curve))
@@ -275,7 +275,7 @@ class StudyFolder:
         import optuna
 
         states = optuna.trial.TrialState
-        values = [value_of(record, epoch) for epoch in record.curve]
+        values = [epoch.value(record.metric) for epoch in record.curve]
         state, value = states.FAIL, None
         if record.state == "complete":
             state, value = states.COMPLETE, values[-1]
@@ -309,11 +309,6 @@ class StudyFolder:
 
     def _save(self) -> None:
         write_document(self.path / "study.json", self.document)
-
-
-def value_of(record: TrialRecord, epoch: EpochRecord) -> float:
-    """Return the study's metric at an epoch."""
-    return epoch.val_f1 if record.metric == "f1" else epoch.val_accuracy
 
 
 def _is_lesson(record: TrialRecord) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 from harness.errors import NoTrialSucceeded
 from harness.leaderboard.rank import Leaderboard, rank
 from harness.records import Metric, TrialRecord, read_records
-from harness.search.folder import StudyFolder, value_of
+from harness.search.folder import StudyFolder
 
 logger = logging.getLogger("harness.study")
 
@@ -84,4 +84,4 @@ def choose_finalists(records: Sequence[TrialRecord], top: int) -> list[TrialReco
 def rank_trials(records: Sequence[TrialRecord]) -> list[TrialRecord]:
     """Return complete trials, the best validation score first; of equals, the earlier."""
     complete = [record for record in records if record.kind == "search" and record.state == "complete"]
-    return sorted(complete, key=lambda record: (-value_of(record, record.curve[-1]), record.number))
+    return sorted(complete, key=lambda record: (-record.curve[-1].value(record.metric), record.number))

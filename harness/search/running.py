@@ -167,7 +167,7 @@ class RunningStudy:
         for finalist in choose_finalists(records, self._config.finalize.top):
             for seed in range(1, self._config.finalize.seeds + 1):
                 config = replace(finalist.config, seed=self._config.seed + seed)
-                if f"finals/{finalist.number:04d}-seed{config.seed}" in have:
+                if folder_of("final", finalist.number, config.seed) in have:
                     continue
                 record = self._train(view, "final", finalist.number, config, None)
                 self._registry.notify("harness_trial_finished", study=view, record=record)
@@ -193,7 +193,7 @@ class RunningStudy:
         )
 
         def on_epoch(epoch: EpochRecord) -> bool:
-            value = epoch.val_f1 if self._config.metric == "f1" else epoch.val_accuracy
+            value = epoch.value(self._config.metric)
             self._registry.notify(
                 "harness_epoch_finished",
                 study=view,

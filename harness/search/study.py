@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from harness import paths
 from harness.config import StudyConfig
 from harness.data.manifest import Manifest, SplitRules, load_manifest
 from harness.engine.weights import ResolvedWeights, preflight
-from harness.errors import UsageError
+from harness.errors import StorageError, UsageError
 from harness.records import study_folders
 from harness.registry import Registry, load_registry
 from harness.search.folder import ImportedTrial, StudyFolder, asked, default_name, identity
@@ -100,7 +101,13 @@ def _load(config: StudyConfig, registry: Registry, *, download: bool = True) -> 
 
 
 def _was_asked(config: StudyConfig, runs: Path) -> bool:
-    return any(StudyFolder.open(folder).document["asked"] == asked(config) for folder in study_folders(runs))
+    wanted = asked(config)
+    for path in study_folders(runs):
+        # Another study that is damaged is no concern of this one; its own is read again below.
+        with contextlib.suppress(StorageError):
+            if StudyFolder.open(path).document["asked"] == wanted:
+                return True
+    return False
 
 
 def _generations(name: str, runs: Path) -> list[StudyFolder]:
