@@ -223,19 +223,28 @@ class StudyConfig(_Model):
         return self
 
 
-# A study of seconds a trial that needs no network and no images: what `harness study run` alone does.
+DRAWN = ("petals", "petals-hard", "petals-longtail")
+"""Data sets that are drawn on this machine, for which the default study's settings are made."""
+
+# Pretrained backbones of four families on images that are drawn: needs nothing but this package.
 DEFAULT_STUDY: dict[str, Any] = {
     "schema": SCHEMA,
-    "dataset": "shapes",
-    "init": "scratch",
-    "trials": 12,
+    "dataset": "petals",
+    "trials": 20,
     "space": {
-        "backbone": ["test_resnet", "test_efficientnet", "test_convnext"],
-        "augmentation": "none",
-        "freeze_depth": [0.0, 0.25, 0.5],
+        "backbone": [
+            "test_resnet.formula1",
+            "test_efficientnet.formula1",
+            "test_byobnet.formula1",
+            "test_vit.formula1",
+        ],
+        "freeze_depth": [0.0, 0.25, 0.5, 0.75, 1.0],
+        "lr": {"low": 5e-4, "high": 3e-2, "log": True},
         "optimizer": ["adamw", "sgd"],
+        "augmentation": "none",
     },
-    "train": {"epochs": 6, "image_size": 64, "batch_size": 32},
+    "train": {"epochs": 4, "batch_size": 32},
+    "finalize": {"top": 4},
 }
 
 

@@ -72,7 +72,7 @@ class DatasetSpec(Spec):
     licence: str
     """Terms of the images, as upstream states them."""
     url: str
-    """Where the data set is described."""
+    """Where the data set is described; empty for one that the plugin makes itself."""
     download_url: str = ""
     """A file the download starts with; asked for first, so that a machine without network says so."""
     size: str = ""

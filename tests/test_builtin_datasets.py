@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import hashlib
 import json
-import random
 
 import numpy as np
 import pytest
@@ -11,8 +9,7 @@ from PIL import Image
 
 import harness
 from harness.data.bank import prepare, short_side
-from harness.data.manifest import SplitRules, load_manifest
-from harness_builtin import augmentations, datasets, shapes
+from harness_builtin import augmentations, datasets, petals
 
 SPECS = {spec.name: spec for spec in datasets.harness_datasets()}
 POLICIES = {spec.name: spec for spec in augmentations.harness_augmentations()}
@@ -30,8 +27,8 @@ def summarised(samples):
 
 @pytest.fixture(scope="module")
 def drawn():
-    """The first 32 training images of the generated set."""
-    return [shapes.render(index % 8, 0, index) for index in range(32)]
+    """Images of the drawn set."""
+    return [petals.render(petals.GARDENS["petals"], 0, index % 12, index) for index in range(4)]
 
 
 @pytest.mark.parametrize("name", SPECS)
@@ -39,14 +36,14 @@ def test_each_data_set_says_where_it_comes_from(name):
     spec = SPECS[name]
     assert spec.licence
     assert "\n" not in spec.summary
-    if name != "shapes":
+    if name not in petals.GARDENS:
         assert spec.url.startswith("https://")
         assert spec.download_url
         assert spec.size
         assert spec.citation
 
 
-@pytest.mark.parametrize("name", [name for name in SPECS if name != "shapes"])
+@pytest.mark.parametrize("name", [name for name in SPECS if name not in petals.GARDENS])
 def test_missing_data_are_not_downloaded_unasked(tmp_path, name):
     with pytest.raises(RuntimeError, match="not found"):
         list(SPECS[name].build(tmp_path / name, False))
@@ -165,49 +162,6 @@ def test_archives_put_into_the_folder_by_hand_are_found(tmp_path, monkeypatch):
         with pytest.raises(RuntimeError, match="seen"):
             list(SPECS["eurosat"].build(tmp_path, True))
     assert (tmp_path / "EuroSAT.zip").exists()
-
-
-def test_the_shapes_never_change(drawn):
-    # A golden value: other pixels would be another data set under the same name. Raise VERSION with it.
-    assert shapes.VERSION == 1
-    assert hashlib.sha256(b"".join(one.tobytes() for one in drawn)).hexdigest()[:16] == "7500d05069cf59cd"
-
-
-def test_a_shape_depends_on_split_and_index_alone(drawn):
-    np.random.seed(1)
-    random.seed(1)
-    assert np.array_equal(shapes.render(3, 0, 3), drawn[3])
-    assert not np.array_equal(shapes.render(3, 1, 3), drawn[3])
-    assert not np.array_equal(shapes.render(3, 0, 11), drawn[3])
-
-
-def test_the_shapes_are_balanced_and_split(monkeypatch):
-    blank = np.zeros((64, 64, 3), dtype=np.uint8)
-    monkeypatch.setattr(shapes, "render", lambda *_: blank)
-    samples = list(SPECS["shapes"].build(None, False))
-    assert len({sample.id for sample in samples}) == 960
-    for split, size in (("train", 480), ("val", 240), ("test", 240)):
-        labels = [sample.label for sample in samples if sample.split == split]
-        assert {labels.count(label) for label in shapes.CLASSES} == {size // 8}
-
-
-def test_the_shapes_vary(drawn):
-    assert all(one.shape == (64, 64, 3) and one.dtype == np.uint8 for one in drawn)
-    assert len({one.tobytes() for one in drawn}) == 32
-    means = np.array([one.mean(axis=(0, 1)) for one in drawn])
-    assert means.std(axis=0).min() > 15
-
-
-def test_the_shapes_load_as_a_data_set(tmp_path, monkeypatch):
-    monkeypatch.setitem(shapes.SIZES, "train", 16)
-    monkeypatch.setitem(shapes.SIZES, "val", 8)
-    monkeypatch.setitem(shapes.SIZES, "test", 8)
-    registry = harness.load_registry(["no:terminal"])
-    manifest = load_manifest("shapes", registry, rules=SplitRules(), home=tmp_path)
-    assert manifest.classes == tuple(sorted(shapes.CLASSES))
-    assert manifest.split_rule == "official"
-    assert manifest.counts() == {"train": (2,) * 8, "val": (1,) * 8, "test": (1,) * 8}
-    assert manifest.warnings == ()
 
 
 @pytest.mark.parametrize("name", POLICIES)

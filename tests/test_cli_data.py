@@ -58,7 +58,7 @@ def test_list_shows_names_licences_and_what_is_here(data):
     code, out, _ = data("list")
     assert code == 0
     lines = {line.split()[0]: line for line in out.splitlines() if line.split()}
-    assert lines["shapes"].split()[1] == "yes"
+    assert lines["petals"].split()[1] == "yes"
     assert lines["beans"].split()[1] == "no"
     assert "MIT" in lines["beans"]
     assert "CC-BY-SA-4.0" in lines["pets"]

@@ -25,11 +25,13 @@ def listed(*arguments, **options):
 
 def test_a_glob_lists_what_it_matches():
     found = listed("test_resnet*", "test_vit")
+    bundled = found.pop("test_resnet.formula1")
 
     assert set(found) == {"test_resnet", "test_resnet.r160_in1k", "test_vit"}
     assert found["test_resnet"]["input"] == 160
     assert found["test_resnet"]["licence"] == "apache-2.0"
     assert found["test_resnet"]["source"] == "timm/test_resnet.r160_in1k"
+    assert (bundled["cached"], bundled["input"], bundled["licence"]) == (True, 64, "Apache-2.0")
 
 
 def test_backbones_without_weights_are_listed_when_asked_for():
@@ -49,7 +51,8 @@ def test_only_cached_ones_are_listed_when_asked_for(tmp_path, monkeypatch):
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    assert listed("test_resnet*", "--cached") == {}
+    # Part of the package, and so always here.
+    assert set(listed("test_resnet*", "--cached")) == {"test_resnet.formula1"}
 
     repository = tmp_path / "models--timm--test_resnet.r160_in1k"
     (repository / "refs").mkdir(parents=True)
@@ -58,7 +61,11 @@ def test_only_cached_ones_are_listed_when_asked_for(tmp_path, monkeypatch):
     snapshot.mkdir(parents=True)
     (snapshot / "model.safetensors").write_bytes(b"x")
 
-    assert set(listed("test_resnet*", "--cached")) == {"test_resnet", "test_resnet.r160_in1k"}
+    assert set(listed("test_resnet*", "--cached")) == {
+        "test_resnet",
+        "test_resnet.formula1",
+        "test_resnet.r160_in1k",
+    }
 
 
 def test_a_licence_filters():

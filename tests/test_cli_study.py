@@ -4,6 +4,9 @@ import json
 
 import pytest
 
+from harness.cli.settings import study_values
+from harness.config import DEFAULT_STUDY, DRAWN
+
 TINY = (
     *("--dataset", "dots", "--init", "scratch", "--backbone", "tiny-net", "--augmentation", "none"),
     *(
@@ -41,6 +44,25 @@ def test_run_prints_progress_to_stderr_and_the_leaderboard_to_stdout(run):
     assert "tiny-net" in out
     assert "majority" in out
     assert "\x1b" not in out + err
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_drawn_flowers_are_studied_with_the_settings_of_the_default_study(name):
+    assert study_values(None, {"dataset": name, "trials": 3}) == {
+        **DEFAULT_STUDY,
+        "dataset": name,
+        "trials": 3,
+    }
+    assert study_values(None, {"dataset": "photos"}) == {"dataset": "photos"}
+
+
+def test_a_study_of_drawn_flowers_ends_with_what_to_do_next(run, monkeypatch):
+    code, _, err = run("study", "run", *TINY)
+    assert "yours:" not in err
+    monkeypatch.setattr("harness.config.DRAWN", ("dots",))
+    code, _, err = run("study", "run", *TINY)
+    assert code == 0
+    assert "yours:    harness study run --dataset DIR" in err
 
 
 def test_run_resumes_with_the_same_command(run):

@@ -65,7 +65,8 @@ def get_data(name: str) -> None:
             fixes=["list the names: harness data list", f"check a folder: harness data check {name}"],
         )
     samples = fetch(found, paths.home(), download=True)
-    where = folder_of(found.name, paths.home()) if found.download_url else "generated when it is used"
+    folder = folder_of(found.name, paths.home())
+    where = folder if folder.is_dir() else "generated when it is used"
     _say([f"{found.name}: {len(samples):,} images ({where})", f"next: harness data check {found.name}"])
 
 

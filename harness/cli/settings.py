@@ -16,7 +16,7 @@ def study_values(file: Path | None, flags: dict[str, Any]) -> dict[str, Any]:
     Raises:
         UsageError: The file or a `--set` is unreadable.
     """
-    from harness.config import DEFAULT_STUDY, load_study_file
+    from harness.config import DEFAULT_STUDY, DRAWN, load_study_file
 
     values: dict[str, Any]
     if file is not None and file.is_dir():
@@ -27,7 +27,7 @@ def study_values(file: Path | None, flags: dict[str, Any]) -> dict[str, Any]:
         )
     if file is not None:
         values = load_study_file(file)
-    elif flags.get("dataset"):
+    elif flags.get("dataset") and flags["dataset"] not in DRAWN:
         values = {}
     else:
         values = json.loads(json.dumps(DEFAULT_STUDY))

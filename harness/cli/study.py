@@ -16,6 +16,7 @@ from harness.errors import StorageError, UnknownNameError
 from harness.text import safe_text
 
 if TYPE_CHECKING:
+    from harness.config import StudyConfig
     from harness.records import TrialRecord
     from harness.search.result import StudyResult
 
@@ -83,7 +84,9 @@ def command() -> None:
 def run(ctx: click.Context, /, file: Path | None, runs: Path | None, **flags: Any) -> None:
     """Run a study, or go on with it: the same command again resumes it.
 
-    Without FILE and --dataset it runs the default study, which needs no network and no images.
+    Without FILE and --dataset it runs the default study, which needs no network and no images: flowers that
+    are drawn here, and small backbones that are part of this package. `--dataset petals-hard` and
+    `--dataset petals-longtail` take the same settings.
     """
     from harness.config import parse_study
     from harness.registry import load_registry
@@ -112,7 +115,7 @@ def run(ctx: click.Context, /, file: Path | None, runs: Path | None, **flags: An
     if flags["as_json"]:
         click.echo(json.dumps(_summary(result), indent=2))
     else:
-        _report(result, config.trials)
+        _report(result, config)
     ctx.exit(result.exit_code)
 
 
@@ -280,11 +283,13 @@ def _summary(study: StudyResult) -> dict[str, Any]:
     }
 
 
-def _report(result: StudyResult, wanted: int) -> None:
+def _report(result: StudyResult, config: StudyConfig) -> None:
     """Print the study's leaderboard and what to do next."""
+    from harness.config import DRAWN
     from harness.leaderboard.render import print_boards
 
     print_boards(result.leaderboard())
+    wanted = config.trials
     ended = sum(record.kind == "search" for record in result.records)
     if result.stopped:
         click.echo(
@@ -297,6 +302,8 @@ def _report(result: StudyResult, wanted: int) -> None:
     if finals:
         click.echo(f"use it:   harness predict {result.name} IMAGES...", err=True)
     click.echo("compare:  harness leaderboard show", err=True)
+    if config.dataset in DRAWN:
+        click.echo("yours:    harness study run --dataset DIR   (your images in DIR/<class>/)", err=True)
     failed = [record for record in result.records if record.state == "failed"]
     for record in failed[:3]:
         click.echo(f"failed:   trial {record.number}, {safe_text(record.reason)}", err=True)

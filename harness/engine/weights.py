@@ -220,6 +220,7 @@ def _check_reachable(missing: Mapping[str, WeightsSpec]) -> None:
             "unset HF_HUB_OFFLINE"
             if "HF_HUB_OFFLINE is set" in problems.values()
             else "connect and run the same command again",
+            "use the small backbones that are part of this package: --backbone '*.formula1'",
             "copy a Hugging Face cache to this machine and set HF_HOME to it",
             f"put {_as_files(names)} into a folder and add --weights FOLDER",
             "use a mirror: HF_ENDPOINT=<address>",

@@ -21,9 +21,12 @@ if TYPE_CHECKING:
 
 
 def states_its_terms(spec: DatasetSpec) -> None:
-    """Check that a data set names its licence and its address."""
+    """Check that a data set names its licence and, unless it is made on this machine, its address."""
     require(spec.licence.strip(), "it states no licence")
-    require(spec.url.startswith(("https://", "http://")), f"its url is no address: {spec.url!r}")
+    require(not spec.download_url or spec.url, "it is downloaded, and has no url that describes it")
+    require(
+        not spec.url or spec.url.startswith(("https://", "http://")), f"its url is no address: {spec.url!r}"
+    )
 
 
 def reads_or_says_why(spec: DatasetSpec) -> None:

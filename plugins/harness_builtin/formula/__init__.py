@@ -1,0 +1,1 @@
+"""Images drawn from formulas, the backbones pretrained on them, and the command that pretrained them."""
