@@ -14,6 +14,7 @@ import statistics
 from pathlib import Path
 
 import subsets
+from finals import train_finals
 from scipy.stats import t
 
 import harness
@@ -40,7 +41,11 @@ def main() -> None:
         data = subsets.make_subset("petals", (arguments.work / f"curve-{per_class}").absolute(), sizes)
         epochs = max(5, min(25, arguments.images // (12 * per_class)))
         for depth in DEPTHS:
-            config = harness.StudyConfig(
+            finals = train_finals(
+                registry,
+                arguments.work / "runs",
+                seeds=arguments.seeds,
+                threads=arguments.threads,
                 dataset=str(data),
                 trials=1,
                 space={
@@ -48,20 +53,10 @@ def main() -> None:
                     "freeze_depth": [depth],
                     # The head alone bears, and needs, larger steps.
                     "lr": [1e-2 if depth == 1 else 2e-3],
-                    "optimizer": ["adamw"],
                     "augmentation": "none",
                 },
                 train={"epochs": epochs},
-                search={"sampler": "grid", "pruner": "none"},
-                finalize={"top": 1, "seeds": arguments.seeds},
-                run={"threads": arguments.threads, "executor": "inline"},
             )
-            result = harness.run_study(config, registry=registry, runs=arguments.work / "runs")
-            if result.stopped:
-                raise SystemExit(result.stopped)
-            finals = [record for record in result.records if "test" in record.scores]
-            if len(finals) != arguments.seeds:
-                raise SystemExit(f"{result.name}: not every seed came to its end")
             scores = [100 * record.scores["test"].f1 for record in finals]
             seconds = statistics.median(record.cost.seconds for record in finals)
             half = t.ppf(0.975, len(scores) - 1) * statistics.stdev(scores) / len(scores) ** 0.5

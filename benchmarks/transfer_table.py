@@ -16,6 +16,7 @@ import statistics
 from pathlib import Path
 
 import subsets
+from finals import train_finals
 
 import harness
 
@@ -81,46 +82,36 @@ def main() -> None:
 
 def label(target: str) -> str:
     folder, colon, per_class = target.rpartition(":")
-    return f"{Path(folder).name}, {per_class or 'all'} a class" if colon else target
+    return f"{Path(folder).name}, {per_class} a class" if colon else target
 
 
 def measure(target, backbone, arm, init, registry, arguments) -> dict[str, object]:
     """Return the mean and spread of the test scores over the seeds, in [0, 1]."""
-    folder, colon, per_class = target.rpartition(":")
-    if colon:
-        train = int(per_class or 0)
-        # Validation chooses a learning rate and an epoch; a few hundred images are enough for that.
-        sizes, epochs, policy = {"train": train, "val": train and 30, "test": 0}, FOLDER_EPOCHS, "flip-crop"
+    if target in TARGETS:
+        source, name, (sizes, epochs, policy) = target, target, TARGETS[target]
     else:
-        folder, (sizes, epochs, policy) = target, TARGETS[target]
-    name = f"{Path(folder).name}-{per_class or 'all'}" if colon else target
-    data = subsets.make_subset(folder, (arguments.work / name).absolute(), sizes)
+        source, _, per_class = target.rpartition(":")
+        name = f"{Path(source).name}-{per_class}"
+        # Validation chooses a learning rate and an epoch; a few hundred images are enough for that.
+        train = int(per_class)
+        sizes, epochs, policy = {"train": train, "val": train and 30, "test": 0}, FOLDER_EPOCHS, "flip-crop"
     depth, one, several = ARMS[arm]
-    config = harness.StudyConfig(
-        dataset=str(data),
+    rates = one if init == "pretrained" else several
+    epochs = (arguments.epochs or epochs) * (3 if init == "scratch" else 1)
+    finals = train_finals(
+        registry,
+        arguments.work / "runs",
+        seeds=arguments.seeds,
+        threads=arguments.threads,
+        dataset=str(subsets.make_subset(source, (arguments.work / name).absolute(), sizes)),
         init=init,
-        trials=len(one if init == "pretrained" else several),
-        space={
-            "backbone": [backbone],
-            "freeze_depth": [depth],
-            "lr": one if init == "pretrained" else several,
-            "optimizer": ["adamw"],
-            "augmentation": policy,
-        },
-        train={"epochs": (arguments.epochs or epochs) * (3 if init == "scratch" else 1)},
-        search={"sampler": "grid", "pruner": "none"},
-        finalize={"top": 1, "seeds": arguments.seeds},
-        run={"threads": arguments.threads, "executor": "inline"},
+        trials=len(rates),
+        space={"backbone": [backbone], "freeze_depth": [depth], "lr": rates, "augmentation": policy},
+        train={"epochs": epochs},
     )
-    result = harness.run_study(config, registry=registry, runs=arguments.work / "runs")
-    if result.stopped:
-        raise SystemExit(result.stopped)
-    finals = [record for record in result.records if "test" in record.scores]
-    if len(finals) != arguments.seeds:
-        raise SystemExit(f"{result.name}: not every seed came to its end")
     values: dict[str, object] = {
         "lr": finals[0].config.lr,
-        "epochs": config.train.epochs,
+        "epochs": epochs,
         "seeds": len(finals),
         "test_images": finals[0].scores["test"].n,
     }

@@ -29,14 +29,13 @@ from torch.optim.swa_utils import AveragedModel
 from harness import __version__
 from harness_builtin.backbones import build_timm, find_timm_head
 from harness_builtin.checkpoints import below
+from harness_builtin.formula.bundled import INPUT
 from harness_builtin.formula.classes import NUM_CLASSES, VERSION, draw_classes, draw_latents
 from harness_builtin.formula.render import SIDE, Renderer
 
 Images: TypeAlias = npt.NDArray[np.uint8]
 
 _CHUNK = 500
-MEAN = STD = 0.5
-"""Per channel, of pixels in [0, 1]."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,17 +64,18 @@ class Recipe:
     formula: int = VERSION
 
 
+_DEFAULTS = Recipe(backbone="")
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("backbone")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("pretrained"), show_default=True)
-@click.option("--steps", default=Recipe(backbone="").steps, show_default=True)
-@click.option(
-    "--images", default=Recipe(backbone="").images, show_default=True, help="Of 12 KB, kept in OUT."
-)
-@click.option("--batch", default=Recipe(backbone="").batch, show_default=True)
-@click.option("--lr", default=Recipe(backbone="").lr, show_default=True)
-@click.option("--small-side", default=Recipe(backbone="").small_side, show_default=True)
-@click.option("--seed", default=0, show_default=True)
+@click.option("--steps", default=_DEFAULTS.steps, show_default=True)
+@click.option("--images", default=_DEFAULTS.images, show_default=True, help="Of 12 KB, kept in OUT.")
+@click.option("--batch", default=_DEFAULTS.batch, show_default=True)
+@click.option("--lr", default=_DEFAULTS.lr, show_default=True)
+@click.option("--small-side", default=_DEFAULTS.small_side, show_default=True)
+@click.option("--seed", default=_DEFAULTS.seed, show_default=True)
 @click.option("--threads", default=0, help="CPU threads; 0 takes all.")
 @click.option("--device", default="", help="cuda, cpu; default: a GPU where there is one.")
 def main(out: Path, threads: int, device: str, **choices: Any) -> None:
@@ -276,8 +276,7 @@ class _Run:
         theta[:, 1, 1] = high
         theta[:, 0, 2], theta[:, 1, 2] = (2 * u[2] - 1) * (1 - wide), (2 * u[3] - 1) * (1 - high)
         grid = affine_grid(theta.to(self._device), [len(index), 3, side, side], align_corners=False)
-        pixels = images.float().div_(255 * STD).sub_(MEAN / STD)
-        crops = grid_sample(pixels, grid, padding_mode="reflection", align_corners=False)
+        crops = grid_sample(_normalised(images), grid, padding_mode="reflection", align_corners=False)
         return crops.contiguous(memory_format=torch.channels_last)
 
     def evaluate(self, held_out: Images) -> float:
@@ -286,10 +285,16 @@ class _Run:
         right = 0
         with torch.no_grad(), self._autocast():
             for first in range(0, len(held_out), 500):
-                images = torch.tensor(held_out[first : first + 500], device=self._device).float()
-                guess = self.average(images.div_(255 * STD).sub_(MEAN / STD)).argmax(1).cpu()
+                images = torch.tensor(held_out[first : first + 500], device=self._device)
+                guess = self.average(_normalised(images)).argmax(1).cpu()
                 right += int((guess == torch.arange(first, first + len(guess)) % NUM_CLASSES).sum())
         return round(right / len(held_out), 4)
+
+
+def _normalised(images: Tensor) -> Tensor:
+    """Return uint8 images as the floats that trials with these weights will give the network."""
+    mean, std = INPUT.mean[0], INPUT.std[0]
+    return images.float().div_(255 * std).sub_(mean / std)
 
 
 def _shuffled(count: int, seed: int, epoch: int) -> Tensor:

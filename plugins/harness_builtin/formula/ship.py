@@ -56,8 +56,9 @@ def ship(pretrained: Path, transfer: dict[str, Any], folder: Path = FOLDER) -> d
     (folder / "weights").mkdir(parents=True)
     backbones = {}
     for name, file in found.items():
-        shutil.copyfile(file, folder / "weights" / f"{name}.safetensors")
-        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        content = file.read_bytes()
+        (folder / "weights" / f"{name}.safetensors").write_bytes(content)
+        digest = hashlib.sha256(content).hexdigest()
         report = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
         old = before.get(name, {})
         known = old.get("transfer", []) if old.get("sha256") == digest else []
