@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import tempfile
 from collections import Counter
@@ -10,15 +11,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-import harness
-from harness import paths
+from harness_builtin import petals
 
 
 def make_subset(source: str, target: Path, sizes: dict[str, int]) -> Path:
     """Fill a folder with at most `sizes[split]` images a class of each split, and return it.
 
     Args:
-        source: A named data set of harness, `digits` of scikit-learn, or a folder with train, val and test.
+        source: One of the gardens of `petals`, which can draw more than the data set has; `digits` of
+            scikit-learn; or a folder with train, val and test.
         target: Made anew, unless it is there.
         sizes: Images a class by split; 0 takes all.
     """
@@ -27,7 +28,7 @@ def make_subset(source: str, target: Path, sizes: dict[str, int]) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(dir=target.parent))
     taken: Counter[tuple[str, str]] = Counter()
-    for split, label, name, image in _images(source):
+    for split, label, name, image in _images(source, sizes):
         if sizes[split] and taken[split, label] >= sizes[split]:
             continue
         taken[split, label] += 1
@@ -41,7 +42,7 @@ def make_subset(source: str, target: Path, sizes: dict[str, int]) -> Path:
     return target
 
 
-def _images(source: str):
+def _images(source: str, sizes: dict[str, int]):
     if source == "digits":
         from sklearn.datasets import load_digits
 
@@ -55,9 +56,9 @@ def _images(source: str):
         for file in sorted(Path(source).glob("*/*/*")):
             yield file.parts[-3], file.parts[-2], file.name, file
     else:
-        registry = harness.load_registry(["no:terminal"])
-        home = paths.home() / "data" / source
-        for sample in registry.datasets.get(source).spec.build(home, False):
-            name = sample.id.rpartition("/")[2]
-            image = sample.image
-            yield sample.split, sample.label, image.name if isinstance(image, Path) else f"{name}.png", image
+        own = petals.GARDENS[source]
+        counts = tuple(sizes[split] or own.sizes[number] for number, split in enumerate(petals.SPLITS))
+        garden = dataclasses.replace(own, sizes=counts)
+        for split, label, index in petals.list_places(garden):
+            image = petals.render(garden, split, label, index)
+            yield petals.SPLITS[split], garden.flowers[label].name, f"{index:03}.png", image

@@ -243,7 +243,7 @@ DEFAULT_STUDY: dict[str, Any] = {
         "optimizer": ["adamw", "sgd"],
         "augmentation": "none",
     },
-    "train": {"epochs": 4, "batch_size": 32},
+    "train": {"epochs": 5, "batch_size": 32},
     "finalize": {"top": 4},
 }
 

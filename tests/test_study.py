@@ -9,8 +9,10 @@ import safetensors.numpy
 from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score
 
 from harness import NoTrialSucceeded, StorageError, UsageError, run_study
+from harness.errors import UnknownNameError
 from harness.records import read_record, read_records
 from harness.search.result import choose_finalists
+from harness.search.study import check_study
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +105,13 @@ def test_finalists_are_the_best_of_each_backbone_first(finished):
             name = record.config.backbone
             best[name] = max(best.get(name, 0), record.scores["val"].f1)
     assert [record.scores["val"].f1 for record in finalists] == sorted(best.values(), reverse=True)[:2]
+
+
+@pytest.mark.parametrize("begin", [run_study, check_study])
+def test_a_misspelt_data_set_is_named_before_weights_are_looked_for(tiny, registry, begin):
+    config = tiny(dataset="dto", init="pretrained", weights_dir="no-such-folder")
+    with pytest.raises(UnknownNameError, match="unknown data set 'dto'"):
+        begin(config, registry=registry)
 
 
 def test_the_same_command_again_trains_nothing(tiny, registry, tmp_path):

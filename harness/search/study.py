@@ -8,7 +8,7 @@ from pathlib import Path
 
 from harness import paths
 from harness.config import StudyConfig
-from harness.data.manifest import Manifest, SplitRules, load_manifest
+from harness.data.manifest import Manifest, SplitRules, load_manifest, resolve
 from harness.engine.weights import ResolvedWeights, preflight
 from harness.errors import StorageError, UsageError
 from harness.records import study_folders
@@ -53,6 +53,7 @@ def run_study(
     stop = StopSignal()
     with stop.installed():
         # Names and weights are checked before data are read, unless a study has frozen what they mean.
+        resolve(config.dataset, registry)
         space = None if _was_asked(config, runs) else resolve_space(config, registry, where=where)
         if space is not None:
             _preflight(space, config, registry, fetch=False)
@@ -89,6 +90,7 @@ def check_study(config: StudyConfig, registry: Registry, *, where: str = "study"
         DataError: The data set is missing or unusable.
         WeightsError: Pretrained weights cannot be had.
     """
+    resolve(config.dataset, registry)
     space = resolve_space(config, registry, where=where)
     _preflight(space, config, registry, fetch=False)
     _load(config, registry, download=False)

@@ -138,7 +138,7 @@ def _arrays(dataset: Any, folder: Path, download: bool) -> Iterator[Sample]:
 def harness_datasets() -> Iterable[DatasetSpec]:
     """Yield the data sets."""
     drawn = {
-        "petals": "12 kinds of flowers, drawn by this package: 4,080 images of 64 px; train, val, test",
+        "petals": "12 kinds of flowers, drawn by this package: 3,120 images of 64 px; train, val, test",
         "petals-hard": "18 kinds of drawn flowers, smaller, tilted, hidden: 6,300 images; train, val, test",
         "petals-longtail": "petals, the rarest kind ten times rarer than the most frequent, in every split",
     }
