@@ -131,8 +131,10 @@ def test_a_size_that_a_network_does_not_take_is_refused_before_anything_is_drawn
     assert not list(tmp_path.iterdir())
 
 
-def test_pretraining_learns_and_leaves_weights_that_a_study_can_use(folder):
-    recipe = pretrain.Recipe(backbone="test_efficientnet", **{**TINY, "steps": 32, "ema": 0.9, "crop": 1.0})
+@pytest.mark.parametrize(("asked", "used"), [("auto", "fp32"), ("bf16", "bf16")])
+def test_pretraining_learns_and_leaves_weights_that_a_study_can_use(folder, asked, used):
+    tiny = {**TINY, "steps": 32, "ema": 0.9, "crop": 1.0, "precision": asked}
+    recipe = pretrain.Recipe(backbone="test_efficientnet", **tiny)
     lines = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pretrain.click, "echo", lambda line: lines.append(json.loads(line)))
@@ -140,6 +142,7 @@ def test_pretraining_learns_and_leaves_weights_that_a_study_can_use(folder):
     # Guessing among a thousand classes costs 6.9.
     assert lines[-1]["loss"] < 0.75 * lines[0]["loss"]
     assert report["samples"] == 32 * 32
+    assert report["precision"] == used
     state = load_file(folder / "test_efficientnet.safetensors")
     assert not any(key.startswith("classifier") for key in state)
     spec = bundled.describe_bundled("test_efficientnet.formula1", report)
