@@ -135,6 +135,7 @@ def test_a_size_that_a_network_does_not_take_is_refused_before_anything_is_drawn
 def test_pretraining_learns_and_leaves_weights_that_a_study_can_use(folder, asked, used):
     tiny = {**TINY, "steps": 32, "ema": 0.9, "crop": 1.0, "precision": asked}
     recipe = pretrain.Recipe(backbone="test_efficientnet", **tiny)
+    (folder / "test_efficientnet.checkpoint.pt").unlink(missing_ok=True)
     lines = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pretrain.click, "echo", lambda line: lines.append(json.loads(line)))
