@@ -165,6 +165,12 @@ class CostRecord:
     """Share of the backbone's parameters that was frozen."""
     frozen_flop_share: float | None
     """Share of a forward pass spent in frozen modules; None where it cannot be counted."""
+    cut: Literal["trace", "replay", "none"]
+    """How what is frozen was cut off; `none` where all of the model ran in each step."""
+    prefix_passes: int
+    """Batches of images that went through the frozen part; none where all was found in the store."""
+    prefix_seconds: float
+    """Spent in them, as part of `seconds` or of the evaluation."""
     peak_memory: int
     """Bytes: of the device on a GPU, of the process on a CPU."""
 

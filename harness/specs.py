@@ -143,6 +143,8 @@ class AugmentationSpec(Spec):
 
     It may draw from torch's, NumPy's and Python's global generators: the host seeds them per image and view.
     """
+    varies: bool = True
+    """False if it draws nothing, so that an image looks the same in every epoch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

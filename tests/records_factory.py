@@ -149,6 +149,9 @@ def make_record(
         scores=scores or {},
         curve=curve,
         cost=CostRecord(
+            cut="none",
+            prefix_passes=0,
+            prefix_seconds=0.0,
             seconds=seconds,
             images_per_second=100.0,
             params=params,

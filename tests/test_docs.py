@@ -46,4 +46,4 @@ def test_the_python_of_the_readme_runs(tmp_path, monkeypatch, capsys):
     names: dict[str, object] = {}
     exec(code, names)
     assert "TrialConfig(" in capsys.readouterr().out
-    assert set(names["board"]["backbone"]) == {"test_vit.formula1"}
+    assert set(names["board"]["backbone"]) == {"test_efficientnet.formula1"}

@@ -22,6 +22,7 @@ COMMANDS = {
     "models": "List backbones.",
     "plugins": "List plugins and what they provide.",
     "predict": "Classify images with a finalist.",
+    "cache": "Show and clear what is kept to save time.",
     "doctor": "Check this machine.",
     "completion": "Print a shell's completion script.",
 }

@@ -46,6 +46,10 @@ class Bank:
         self._resize = resize
         self._interpolation = interpolation
         self._rows = {item.id: row for row, item in enumerate(self.items)}
+        self.content = digest(
+            [_recipe(resize, interpolation), [[item.id, item.sha256] for item in self.items]]
+        )
+        """Names the bank's pixels, in their order."""
 
     @classmethod
     def open(
@@ -159,9 +163,11 @@ def _resized(image: Tensor, resize: int, interpolation: Interpolation) -> Tensor
 
 def _key(items: Sequence[Item], resize: int, interpolation: Interpolation) -> str:
     """Name a bank by all that its pixels depend on."""
-    versions = [PIL.__version__, torch.__version__]
-    contents = sorted({item.sha256 for item in items})
-    return digest([SCHEMA, DECODE, LONGEST, resize, interpolation, versions, contents])[:32]
+    return digest([*_recipe(resize, interpolation), sorted({item.sha256 for item in items})])[:32]
+
+
+def _recipe(resize: int, interpolation: Interpolation) -> list[object]:
+    return [SCHEMA, DECODE, LONGEST, resize, interpolation, [PIL.__version__, torch.__version__]]
 
 
 def _is_complete(folder: Path) -> bool:

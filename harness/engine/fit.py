@@ -17,6 +17,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from harness import metrics
+from harness.engine.cut import Cut, Forward, bind_suffix
 from harness.engine.freeze import FreezePlan, set_train_mode
 from harness.engine.source import Source
 from harness.records import EpochRecord, TrialConfig
@@ -50,6 +51,7 @@ def fit(
     config: TrialConfig,
     *,
     plan: FreezePlan,
+    cut: Cut,
     loss: nn.Module,
     optimizer: OptimizerSpec,
     schedule: ScheduleSpec,
@@ -65,6 +67,7 @@ def fit(
         source: Yields the batches.
         config: Epochs, batch size, learning rate and the like.
         plan: Says which modules stay in evaluation mode.
+        cut: Says what of the model the batches have behind them.
         loss: `(logits, labels) -> scalar`.
         optimizer: Builds the optimizer from the trainable parameters.
         schedule: Follows the warm-up.
@@ -84,6 +87,7 @@ def fit(
     average = timm.utils.ModelEmaV3(model, decay=config.ema, use_warmup=True) if config.ema else None
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     evaluated = average.module if average else model
+    run, run_evaluated = bind_suffix(model, cut), bind_suffix(evaluated, cut)
 
     step = images = 0
     curve: list[EpochRecord] = []
@@ -98,7 +102,7 @@ def fit(
             for group, lr in zip(updater.param_groups, base, strict=True):
                 group["lr"] = lr * factor(step)
             with autocast(config.precision, device):
-                logits = model(inputs)
+                logits = run(inputs, True)
             value = loss(logits.float(), labels)
             updater.zero_grad(set_to_none=True)
             value.backward()
@@ -116,7 +120,7 @@ def fit(
         if not np.isfinite(mean_loss):
             raise DivergedError(f"the training loss is {mean_loss} in epoch {epoch + 1}, lr {config.lr:.3g}")
         training_seconds += time.perf_counter() - started
-        val = predict_split(evaluated, source, "val", config, device, on_step)
+        val = predict_split(evaluated, run_evaluated, source, "val", config, device, on_step)
         probabilities, labels_seen = val
         accuracy, f1 = metrics.point_scores(labels_seen, probabilities.argmax(axis=1), num_classes)
         record = EpochRecord(
@@ -144,6 +148,7 @@ def fit(
 
 def predict_split(
     model: nn.Module,
+    run: Forward,
     source: Source,
     split: str,
     config: TrialConfig,
@@ -151,6 +156,15 @@ def predict_split(
     on_step: Callable[[], None] = lambda: None,
 ) -> Prediction:
     """Return class probabilities and labels of a split.
+
+    Args:
+        model: Is put into eval mode.
+        run: The model's part after its cut.
+        source: Yields the batches.
+        split: Of them.
+        config: Batch size and precision.
+        device: Where it runs.
+        on_step: Called after each batch.
 
     Raises:
         DivergedError: A logit is not finite. Its argmax would be a legal class, and its score a lie.
@@ -160,7 +174,7 @@ def predict_split(
     with torch.inference_mode():
         for inputs, batch_labels in source.eval_batches(split, config.batch_size):
             with autocast(config.precision, device):
-                logits = model(inputs)
+                logits = run(inputs, False)
             outputs.append(torch.softmax(logits.float(), dim=1).cpu())
             labels.append(batch_labels.cpu())
             on_step()

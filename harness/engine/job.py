@@ -21,6 +21,8 @@ class EngineSettings:
     device: str
     threads: int
     home: Path
+    cache: int | None = None
+    """Bytes of activations that may be stored; None: a share of the disk."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +36,10 @@ class TrialJob:
     """The checkpoint to start from; None for scratch."""
     folder: Path
     """Where predictions and weights go."""
+    sharing: float = 1.0
+    """How many of the study's trainings, this one included, have this backbone and freeze depth."""
+    depths: tuple[float, ...] = ()
+    """Freeze depths that the study chooses from."""
     test: tuple[Item, ...] = ()
     """The test split, for a finalist alone: nobody else is given it."""
 

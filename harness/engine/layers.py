@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TypeAlias
 
@@ -24,8 +24,11 @@ def black_images(model: nn.Module, image_size: int) -> Tensor:
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Put the model into eval mode; restore training flags, buffers and torch's random state on leaving."""
+    """Put the model into eval mode; restore all but its parameters, and torch's random state, on leaving."""
     flags = [(module, module.training) for module in model.modules()]
+    # A forward pass may leave values on its modules, or put other tensors in the place of buffers.
+    plain = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
+    kept = [(module, dict(vars(module)), dict(module._buffers)) for module in plain]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     devices = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
     # Fused attention hides its parts and its FLOPs, and runs only while nothing asks for a gradient.
@@ -39,12 +42,31 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast_path)
         # Attention of LeViT and its kin caches biases in eval mode and drops them only in `train(True)`.
         model.train()
+        for module, attributes, own in kept:
+            vars(module).clear()
+            vars(module).update(attributes)
+            module._buffers.clear()
+            module._buffers.update(own)
         for module, training in flags:
             module.training = training
         with torch.no_grad():
             for buffer, saved in buffers:
                 if not torch.equal(buffer, saved):
                     buffer.copy_(saved)
+
+
+def watch_effects(model: nn.Module) -> Callable[[], tuple[bytes, int]]:
+    """Return what gives another value once random numbers were drawn or a buffer was changed in place."""
+    device = next(model.parameters()).device
+    buffers = list(model.buffers())
+
+    def look() -> tuple[bytes, int]:
+        drawn = torch.get_rng_state().numpy().tobytes()
+        if device.type == "cuda":
+            drawn += torch.cuda.get_rng_state(device).numpy().tobytes()
+        return drawn, sum(buffer._version for buffer in buffers)
+
+    return look
 
 
 def record_calls(model: nn.Module, image_size: int) -> Calls:

@@ -1,12 +1,13 @@
-"""Where training gets its batches from.
+"""Where training gets its batches from: what the trainable part of a model reads.
 
-A source yields what the trainable part of a model reads. Here that is the image itself.
+That is what crosses the model's cut, stored or computed on the spot, and the image where nothing is frozen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Protocol
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -14,29 +15,23 @@ from torch import Tensor
 
 from harness.data.bank import Bank
 from harness.data.views import eval_batch, normalise, train_batch
+from harness.documents import digest
 from harness.specs import InputSpec
 
-
-class Source(Protocol):
-    """Yields batches of (inputs, labels), both on the device."""
-
-    train_size: int
-
-    def train_batches(self, epoch: int, batch_size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield one epoch, counted from 0, in an order drawn from (seed, epoch)."""
-
-    def eval_batches(self, split: str, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield a split in its fixed order, whole."""
+Batch: TypeAlias = tuple[list[Tensor], Tensor]
+"""Inputs, images first, and labels; all on the device."""
 
 
-class ImageSource:
-    """Batches of images from decoded banks.
+class Images:
+    """Images of decoded banks, as the whole model reads them.
 
     Args:
         banks: Decoded images by split.
         labels: int64 class numbers by split, in the order of the bank's rows.
         policy: Augmentation of one uint8 image.
         policy_name: Enters the hash that draws a view, with `dataset_key`, so that all trials share views.
+        policy_key: Names the policy and who provides it, in which version.
+        varies: Whether the policy gives another view in each epoch.
         dataset_key: The data set's fingerprint.
         inputs: Size and normalisation.
         device: Where batches go.
@@ -45,46 +40,89 @@ class ImageSource:
     def __init__(
         self,
         banks: dict[str, Bank],
-        labels: dict[str, torch.Tensor],
+        labels: dict[str, Tensor],
         *,
         policy: Callable[[Tensor], Tensor],
         policy_name: str,
+        policy_key: str,
+        varies: bool,
         dataset_key: str,
         inputs: InputSpec,
         device: torch.device,
     ) -> None:
+        self.labels = labels
+        self.device = device
         self._banks = banks
-        self._labels = labels
         self._policy = policy
         self._policy_name = policy_name
+        self._policy_key = policy_key
+        self.varies = varies
         self._dataset_key = dataset_key
         self._inputs = inputs
-        self._device = device
-        self.train_size = len(labels["train"])
 
-    def train_batches(self, epoch: int, batch_size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield augmented batches; what is left after the last full batch waits for another epoch."""
-        order = np.random.default_rng([seed, epoch]).permutation(self.train_size)
-        batch_size = min(batch_size, self.train_size)
-        for start in range(0, self.train_size - batch_size + 1, batch_size):
-            rows = order[start : start + batch_size].tolist()
-            images = train_batch(
-                self._banks["train"],
+    def view(self, epoch: int) -> int:
+        """Return which view of the training images an epoch, counted from 0, shows."""
+        return epoch if self.varies else 0
+
+    def key(self, split: str, view: int) -> str:
+        """Name the pixels that `fetch` gives, in the order of the rows."""
+        made = [self._policy_name, self._policy_key, self._dataset_key, view] if split == "train" else []
+        return digest([self._banks[split].content, dataclasses.asdict(self._inputs), made])
+
+    def fetch(self, split: str, view: int, rows: Sequence[int]) -> list[Tensor]:
+        """Return some images: (N, 3, S, S), augmented in the training split, centre crops in the others."""
+        bank = self._banks[split]
+        if split == "train":
+            pixels = train_batch(
+                bank,
                 rows,
-                view=epoch,
+                view=view,
                 policy=self._policy,
                 policy_name=self._policy_name,
                 dataset_key=self._dataset_key,
             )
-            yield self._finish(images), self._labels["train"][rows].to(self._device)
+        else:
+            pixels = eval_batch(bank, rows, self._inputs.size)
+        return [normalise(pixels, self._inputs.mean, self._inputs.std, self.device)]
 
-    def eval_batches(self, split: str, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield centre crops of a split."""
-        labels = self._labels[split]
-        for start in range(0, len(labels), batch_size):
-            rows = list(range(start, min(start + batch_size, len(labels))))
-            images = eval_batch(self._banks[split], rows, self._inputs.size)
-            yield self._finish(images), labels[rows].to(self._device)
 
-    def _finish(self, images: Tensor) -> Tensor:
-        return normalise(images, self._inputs.mean, self._inputs.std, self._device)
+class Reader(Protocol):
+    """Gives what some rows of a split bring to the trainable part of a model."""
+
+    def fetch(self, split: str, view: int, rows: Sequence[int]) -> list[Tensor]:
+        """Return tensors with one entry a row, on the device."""
+
+
+class Source:
+    """Batches of a data set in the order of one training.
+
+    Args:
+        images: Says which labels and views there are.
+        reader: Gives the inputs: `images`, or what a frozen prefix makes of them.
+    """
+
+    def __init__(self, images: Images, reader: Reader) -> None:
+        self._images = images
+        self._reader = reader
+        self.train_size = len(images.labels["train"])
+
+    def train_batches(self, epoch: int, batch_size: int, seed: int) -> Iterator[Batch]:
+        """Yield one epoch, counted from 0, in an order drawn from (seed, epoch).
+
+        What is left after the last full batch waits for another epoch.
+        """
+        order = np.random.default_rng([seed, epoch]).permutation(self.train_size)
+        batch_size = min(batch_size, self.train_size)
+        for start in range(0, self.train_size - batch_size + 1, batch_size):
+            rows = order[start : start + batch_size].tolist()
+            yield self._batch("train", self._images.view(epoch), rows)
+
+    def eval_batches(self, split: str, batch_size: int) -> Iterator[Batch]:
+        """Yield a split in its fixed order, whole."""
+        size = len(self._images.labels[split])
+        for start in range(0, size, batch_size):
+            yield self._batch(split, 0, range(start, min(start + batch_size, size)))
+
+    def _batch(self, split: str, view: int, rows: Sequence[int]) -> Batch:
+        labels = self._images.labels[split][list(rows)].to(self._images.device)
+        return self._reader.fetch(split, view, rows), labels

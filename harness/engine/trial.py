@@ -15,18 +15,22 @@ import numpy as np
 import numpy.typing as npt
 import safetensors.numpy
 import safetensors.torch
+import timm
 import torch
 from torch import nn
 
 from harness import metrics
 from harness.data.bank import Bank, short_side
 from harness.data.manifest import Item, Manifest
-from harness.documents import file_sha256
+from harness.documents import canonical, file_sha256
+from harness.engine.cost import Bandwidth
+from harness.engine.cut import Cut, bind_suffix
 from harness.engine.fit import DivergedError, FitResult, fit, is_bf16, predict_split
-from harness.engine.freeze import FreezePlan, apply_freeze, frozen_flop_share, plan_freeze
-from harness.engine.heads import init_head
 from harness.engine.job import TrialJob, TrialOutcome
-from harness.engine.source import ImageSource
+from harness.engine.model import FrozenPart, Models
+from harness.engine.prefix import Prefix, Sharing
+from harness.engine.source import Images, Source
+from harness.engine.store import ActivationStore, default_budget
 from harness.errors import DataError, HarnessError, StorageError, UsageError
 from harness.isolation import kept_random_state, seed_all
 from harness.records import CostRecord, EpochRecord, Scores, TrialConfig
@@ -37,18 +41,26 @@ _DISK_ERRORS = {errno.ENOSPC, errno.EROFS, errno.EIO, getattr(errno, "EDQUOT", e
 
 
 class Engine:
-    """Runs trials of one study on one device; keeps decoded images between them.
+    """Runs trials of one study on one device; keeps decoded images and activations between them.
 
     Args:
         registry: Where components come from.
         manifest: The data set without its test split.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
         threads: CPU threads; 0 takes all cores.
-        home: Folder of decoded banks.
+        home: Folder of decoded banks and activations.
+        cache: Bytes that activations may take on disk; None: a share of what is free, 0: nothing is stored.
     """
 
     def __init__(
-        self, registry: Registry, manifest: Manifest, *, device: str, threads: int, home: Path
+        self,
+        registry: Registry,
+        manifest: Manifest,
+        *,
+        device: str,
+        threads: int,
+        home: Path,
+        cache: int | None = None,
     ) -> None:
         self._registry = registry
         self._manifest = manifest
@@ -57,6 +69,10 @@ class Engine:
         self.device = choose_device(device)
         if threads:
             torch.set_num_threads(threads)
+        folder = home / "activations"
+        self._store = ActivationStore(folder, default_budget(folder) if cache is None else cache)
+        self._bandwidth = Bandwidth()
+        self._models = Models(len(manifest.classes))
 
     def run(
         self, job: TrialJob, *, on_step: Callable[[], None], on_epoch: Callable[[EpochRecord], bool]
@@ -96,6 +112,8 @@ class Engine:
         except Exception as error:
             reason, detail = f"error: {_line(error)}", traceback.format_exc()
         finally:
+            # Until the next trial, so that others may make room.
+            self._store.close()
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
         return self._failed(reason, detail, curve, environment)
@@ -121,11 +139,12 @@ class Engine:
             torch.cuda.reset_peak_memory_stats(self.device)
 
         seed_all(config.seed)
-        model, plan = build_model(backbone, config, num_classes, job.weights)
-        flop_share = frozen_flop_share(model, plan, config.image_size)
-        source = self._source(config, job.test, input_of(backbone, config), on_step)
+        model, part = self._models.build(backbone, config, job.weights)
+        images = self._images(config, job.test, input_of(backbone, config), on_step)
         counts = manifest.counts()["train"]
+        prefix = self._prefix(model, part, job, images, on_step)
         model.to(self.device)
+        source = Source(images, prefix or images)
         on_step()
         # After everything that may draw, so that dropout depends on the seed alone.
         seed_all(config.seed)
@@ -133,7 +152,8 @@ class Engine:
             model,
             source,
             config,
-            plan=plan,
+            plan=part.plan,
+            cut=part.cut,
             loss=self._registry.losses.get(config.loss).spec.build(
                 ClassInfo(num_classes=num_classes, counts=counts)
             ),
@@ -144,7 +164,7 @@ class Engine:
             on_step=on_step,
             on_epoch=on_epoch,
         )
-        scores, predictions = self._evaluate(job, fitted, source, num_classes, on_step)
+        scores, predictions = self._evaluate(job, fitted, part.cut, source, num_classes, on_step)
         if job.kind == "final":
             job.folder.mkdir(parents=True, exist_ok=True)
             safetensors.torch.save_model(fitted.model, str(job.folder / "model.safetensors"))
@@ -153,29 +173,72 @@ class Engine:
             reason=f"pruned at epoch {len(fitted.curve)} of {config.epochs}" if fitted.pruned else "",
             scores=scores,
             curve=fitted.curve,
-            cost=self._cost(model, plan, fitted, flop_share),
+            cost=self._cost(model, part, fitted, prefix),
             predictions=predictions,
         )
 
-    def _source(
+    def _prefix(
+        self,
+        model: nn.Module,
+        part: FrozenPart,
+        job: TrialJob,
+        images: Images,
+        on_step: Callable[[], None],
+    ) -> Prefix | None:
+        """Return what runs a model's frozen part; the model is not trained yet. None where nothing is cut."""
+        config = job.config
+        if part.cut.method == "none":
+            return None
+        backbone = self._registry.backbones.get(config.backbone).spec
+        twin, parts = self._models.copy_untrained(
+            model, backbone, config, job.weights, job.depths, self.device
+        )
+        facts = environment_facts(self.device, config.precision)
+        return Prefix(
+            twin,
+            part,
+            parts,
+            images,
+            store=self._store if self._store.budget else None,
+            facts={
+                "backbone": config.backbone,
+                "batch": str(config.batch_size),
+                "cpu": torch.backends.cpu.get_cpu_capability(),
+                "torch": torch.__version__,
+                "timm": timm.__version__,
+                **{
+                    name: facts[name]
+                    for name in ("device", "precision", "threads", "system", "cuda", "cudnn")
+                },
+            },
+            sharing=Sharing(epochs=config.epochs, trials=job.sharing if job.weights else 1.0),
+            batch_size=config.batch_size,
+            precision=config.precision,
+            bandwidth=self._bandwidth,
+            on_step=on_step,
+        )
+
+    def _images(
         self,
         config: TrialConfig,
         test: tuple[Item, ...],
         inputs: InputSpec,
         on_step: Callable[[], None],
-    ) -> ImageSource:
+    ) -> Images:
         items = {"train": self._manifest.of("train"), "val": self._manifest.of("val"), "test": test}
         items = {split: part for split, part in items.items() if part}
         resize = short_side(inputs.size, inputs.crop)
-        policy = self._registry.augmentations.get(config.augmentation).spec.build(inputs)
-        return ImageSource(
+        augmentation = self._registry.augmentations.get(config.augmentation)
+        return Images(
             {
                 split: Bank.open(part, resize, inputs.interpolation, self._home, on_chunk=on_step)
                 for split, part in items.items()
             },
             {split: torch.tensor([item.label for item in part]) for split, part in items.items()},
-            policy=policy,
+            policy=augmentation.spec.build(inputs),
             policy_name=config.augmentation,
+            policy_key=canonical(dataclasses.asdict(augmentation.provider)),
+            varies=augmentation.spec.varies,
             dataset_key=self._dataset_key,
             inputs=inputs,
             device=self.device,
@@ -185,7 +248,8 @@ class Engine:
         self,
         job: TrialJob,
         fitted: FitResult,
-        source: ImageSource,
+        cut: Cut,
+        source: Source,
         num_classes: int,
         on_step: Callable[[], None],
     ) -> tuple[dict[str, Scores], dict[str, str]]:
@@ -199,7 +263,15 @@ class Engine:
             probabilities, labels = (
                 fitted.val
                 if split == "val"
-                else predict_split(fitted.model, source, split, job.config, self.device, on_step)
+                else predict_split(
+                    fitted.model,
+                    bind_suffix(fitted.model, cut),
+                    source,
+                    split,
+                    job.config,
+                    self.device,
+                    on_step,
+                )
             )
             scores[split] = metrics.evaluate(labels, probabilities.argmax(axis=1), num_classes)
             tensors[f"{split}.probabilities"] = probabilities
@@ -213,7 +285,7 @@ class Engine:
         return scores, {path.name: file_sha256(path)}
 
     def _cost(
-        self, model: nn.Module, plan: FreezePlan, fitted: FitResult, flop_share: float | None
+        self, model: nn.Module, part: FrozenPart, fitted: FitResult, prefix: Prefix | None
     ) -> CostRecord:
         params = sum(parameter.numel() for parameter in model.parameters())
         trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
@@ -222,23 +294,13 @@ class Engine:
             images_per_second=fitted.images / fitted.seconds,
             params=params,
             trainable=trainable,
-            frozen_param_share=plan.param_share,
-            frozen_flop_share=flop_share,
+            frozen_param_share=part.plan.param_share,
+            frozen_flop_share=part.flop_share,
+            cut=part.cut.method,
+            prefix_passes=prefix.counts.passes if prefix else 0,
+            prefix_seconds=prefix.counts.seconds if prefix else 0.0,
             peak_memory=peak_memory(self.device),
         )
-
-
-def build_model(
-    backbone: BackboneSpec, config: TrialConfig, num_classes: int, weights: Path | None
-) -> tuple[nn.Module, FreezePlan]:
-    """Build a backbone with a new head and freeze it; draws from torch's global generator."""
-    model = backbone.build(num_classes, weights, config.image_size)
-    blocks = backbone.blocks(model) if backbone.blocks else None
-    head = backbone.head(model) if backbone.head else None
-    plan = plan_freeze(model, config.freeze_depth, blocks=blocks, head=head, image_size=config.image_size)
-    init_head(model, plan.head, config.head_init, seed=config.seed)
-    apply_freeze(model, plan)
-    return model, plan
 
 
 def input_of(backbone: BackboneSpec, config: TrialConfig) -> InputSpec:

@@ -51,7 +51,12 @@ class InlineExecutor:
         from harness.engine.trial import Engine
 
         self._engine = Engine(
-            registry, settings.manifest, device=settings.device, threads=settings.threads, home=settings.home
+            registry,
+            settings.manifest,
+            device=settings.device,
+            threads=settings.threads,
+            home=settings.home,
+            cache=settings.cache,
         )
 
     def run(self, job: TrialJob, on_epoch: Callable[[EpochRecord], bool], stop: StopSignal) -> TrialOutcome:

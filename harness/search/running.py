@@ -189,6 +189,8 @@ class RunningStudy:
             config=config,
             weights=weights.path if weights else None,
             folder=self._folder.path / folder_of(kind, number, config.seed),
+            sharing=self._space.sharing(self._config.trials),
+            depths=self._space.depths,
             test=self._manifest.of("test") if kind == "final" else (),
         )
 
@@ -273,6 +275,7 @@ class RunningStudy:
             device=self._config.run.device,
             threads=self._config.run.threads,
             home=paths.home(),
+            cache=None if self._config.run.cache_gb is None else int(self._config.run.cache_gb * 1e9),
         )
         # The pipe to a worker is a file descriptor it inherits, which Windows does not have.
         if self._config.run.executor == "inline" or os.name != "posix":

@@ -125,6 +125,18 @@ class Space:
             seed=seed,
         )
 
+    @property
+    def depths(self) -> tuple[float, ...]:
+        """The freeze depths to choose from; none where they are an interval."""
+        axis = next(axis for axis in self.axes if axis.name == "freeze_depth")
+        return tuple(float(value) for value in axis.choices)
+
+    def sharing(self, trials: int) -> float:
+        """Return how many trials have one backbone and freeze depth, on average; at least 1."""
+        counts = [len(axis.choices) for axis in self.axes if axis.name in ("backbone", "freeze_depth")]
+        # Of an interval of freeze depths each value comes once.
+        return max(1.0, trials / math.prod(counts)) if all(counts) else 1.0
+
     def to_json(self) -> dict[str, Any]:
         """Return the form that is stored with the study."""
         return dataclasses.asdict(self)

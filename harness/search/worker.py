@@ -47,6 +47,7 @@ def main() -> None:
                 device=settings.device,
                 threads=settings.threads,
                 home=settings.home,
+                cache=settings.cache,
             )
         except HarnessError as error:
             connection.send(("refused", portable(error)))

@@ -68,7 +68,9 @@ def _chain(*transforms: nn.Module) -> Callable[[Tensor], Tensor]:
 @hookimpl
 def harness_augmentations() -> Iterable[AugmentationSpec]:
     """Yield the policies."""
-    yield AugmentationSpec(name="none", summary="resize and centre crop, as in evaluation", build=build_none)
+    yield AugmentationSpec(
+        name="none", summary="resize and centre crop, as in evaluation", build=build_none, varies=False
+    )
     yield AugmentationSpec(
         name="flip-crop", summary="random crop of 35 to 100 % of the area, random flip", build=build_flip_crop
     )

@@ -6,13 +6,10 @@ import json
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from harness import BackboneSpec, InputSpec, UsageError, WeightsSpec, hookimpl
+from harness import BackboneSpec, InputSpec, WeightsSpec, hookimpl
 from harness_builtin.backbones import build_timm, find_timm_head, list_timm_blocks
-
-if TYPE_CHECKING:
-    from torch import nn
 
 FOLDER = Path(__file__).parent
 LICENCE = "Apache-2.0"
@@ -34,7 +31,7 @@ def describe_bundled(name: str, entry: dict[str, Any]) -> BackboneSpec:
     return BackboneSpec(
         name=name,
         summary=f"timm's {architecture}, pretrained on {seen:.1f} M views of images drawn from formulas",
-        build=partial(build_bundled, name, architecture),
+        build=partial(build_timm, architecture),
         input=INPUT,
         weights=WeightsSpec(
             source="part of transfer-harness; trained by harness_builtin.formula.pretrain, no photographs",
@@ -45,25 +42,6 @@ def describe_bundled(name: str, entry: dict[str, Any]) -> BackboneSpec:
         blocks=partial(list_timm_blocks, head),
         head=head,
     )
-
-
-def build_bundled(
-    name: str, architecture: str, num_classes: int, weights: Path | None, image_size: int
-) -> nn.Module:
-    """Build a bundled backbone with a new head.
-
-    Raises:
-        WeightsError: The checkpoint cannot be read, is of another architecture, or is incomplete.
-        UsageError: The architecture does not work with images of this size.
-    """
-    try:
-        return build_timm(architecture, num_classes, weights, image_size)
-    except UsageError as error:
-        raise UsageError(
-            f"backbone {name!r} does not work with images of {image_size} px",
-            why=error.why,
-            fixes=[f"use {INPUT.size} px, which it was pretrained with", "leave the backbone out"],
-        ) from error
 
 
 @hookimpl

@@ -1,0 +1,121 @@
+"""A trial's model: built and frozen, with all that was found out about its frozen part when it first came."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from harness.engine.cut import Cut, cut_model
+from harness.engine.freeze import FreezePlan, apply_freeze, frozen_flop_share, plan_freeze
+from harness.engine.heads import init_head
+from harness.records import TrialConfig
+from harness.specs import BackboneSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrozenPart:
+    """What a freeze depth makes of a model."""
+
+    plan: FreezePlan
+    cut: Cut
+    flop_share: float | None
+    """Share of a forward pass's FLOPs that is frozen; None where it cannot be counted."""
+    digests: Mapping[bool, str]
+    """Names of what the prefix computes, by mode (whether training); none where there is no cut."""
+
+
+class Models:
+    """Builds the models of one data set's trials; plans and cuts each architecture and freeze depth once."""
+
+    def __init__(self, num_classes: int) -> None:
+        self._num_classes = num_classes
+        self._cuts: dict[tuple[object, ...], tuple[FreezePlan, Cut, float | None]] = {}
+        self._digests: dict[tuple[object, ...], dict[bool, str]] = {}
+        self._copy: tuple[object, nn.Module, tuple[FrozenPart, ...]] | None = None
+
+    def build(
+        self, backbone: BackboneSpec, config: TrialConfig, weights: Path | None
+    ) -> tuple[nn.Module, FrozenPart]:
+        """Build a backbone with a new head and freeze it; draws from torch's global generator."""
+        model = backbone.build(self._num_classes, weights, config.image_size)
+        part = self._part(model, backbone, config, weights, config.freeze_depth)
+        init_head(model, part.plan.head, config.head_init, seed=config.seed)
+        return model, part
+
+    def copy_untrained(
+        self,
+        model: nn.Module,
+        backbone: BackboneSpec,
+        config: TrialConfig,
+        weights: Path | None,
+        depths: Sequence[float],
+        device: torch.device,
+    ) -> tuple[nn.Module, tuple[FrozenPart, ...]]:
+        """Return a copy that nobody trains, on a device, and what some freeze depths make of it.
+
+        The last copy is kept for the next trial of the same weights.
+
+        Args:
+            model: Built by `build`, and not trained yet.
+            backbone: Its backbone.
+            config: Its trial.
+            weights: Its checkpoint.
+            depths: Of the study; those that cannot be cut are left out. Random weights are shared with no
+                other trial, so that none of them counts.
+            device: Of the copy.
+        """
+        key = self._origin(config, weights)
+        if self._copy is None or self._copy[0] != key:
+            twin = copy.deepcopy(model)
+            wanted = sorted(set(depths)) if weights else []
+            parts = [self._part(twin, backbone, config, weights, depth) for depth in wanted]
+            self._copy = key, twin.to(device), tuple(part for part in parts if part.cut.method != "none")
+        return self._copy[1], self._copy[2]
+
+    def _part(
+        self,
+        model: nn.Module,
+        backbone: BackboneSpec,
+        config: TrialConfig,
+        weights: Path | None,
+        depth: float,
+    ) -> FrozenPart:
+        """Apply a freeze depth to a model and return what is known of it."""
+        origin = self._origin(config, weights)
+        names = (config.backbone, config.image_size, depth), (origin, depth)
+        found = next((self._cuts[name] for name in names if name in self._cuts), None)
+        if found is None:
+            blocks = backbone.blocks(model) if backbone.blocks else None
+            head = backbone.head(model) if backbone.head else None
+            plan = plan_freeze(model, depth, blocks=blocks, head=head, image_size=config.image_size)
+            share = frozen_flop_share(model, plan, config.image_size)
+            apply_freeze(model, plan)
+            found = plan, cut_model(model, plan, config.image_size), share
+            self._cuts[names[1] if found[1].holds_tensors else names[0]] = found
+        plan, cut, share = found
+        apply_freeze(model, plan)
+        if (origin, depth) not in self._digests:
+            modes = (True, False) if cut.method != "none" else ()
+            self._digests[origin, depth] = {mode: digest_prefix(model, cut, training=mode) for mode in modes}
+        return FrozenPart(plan=plan, cut=cut, flop_share=share, digests=self._digests[origin, depth])
+
+    def _origin(self, config: TrialConfig, weights: Path | None) -> tuple[object, ...]:
+        """Name what the backbone's values come from."""
+        return config.backbone, config.image_size, str(weights) if weights else config.seed
+
+
+def digest_prefix(model: nn.Module, cut: Cut, *, training: bool) -> str:
+    """Name what a prefix computes: its operations, and the values of the parameters and buffers it reads."""
+    half = cut.half(training)
+    found = hashlib.sha256(half.describe(model).encode())
+    for name, tensor in sorted(half.reads(model).items()):
+        value = tensor.detach().cpu().contiguous()
+        found.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        found.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
