@@ -251,7 +251,6 @@ def test_a_bundled_backbone_loads_without_network_and_knows_its_source_task(name
     assert features[0] @ features[1] > features[0] @ features[2]
 
 
-
 def test_the_default_study_is_of_all_bundled_backbones():
     assert set(DEFAULT_STUDY["space"]["backbone"]) == set(SPECS)
     for name, entry in MANIFEST["backbones"].items():

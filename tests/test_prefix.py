@@ -40,8 +40,9 @@ def predictions(result):
     return found
 
 
-@pytest.mark.parametrize(("policy", "ema"), [("none", 0.0), ("flip-crop", 0.9)])
-@pytest.mark.parametrize("depth", [0.25, 0.75, 1.0])
+@pytest.mark.parametrize(
+    ("depth", "policy", "ema"), [(0.25, "none", 0.0), (0.75, "flip-crop", 0.9), (1.0, "flip-crop", 0.0)]
+)
 def test_stored_or_not_cut_or_not_a_trial_predicts_the_same_bits(
     asked, registry, tmp_path, monkeypatch, depth, policy, ema
 ):

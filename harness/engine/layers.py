@@ -40,13 +40,13 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
-        # Attention of LeViT and its kin caches biases in eval mode and drops them only in `train(True)`.
-        model.train()
         for module, attributes, own in kept:
             vars(module).clear()
             vars(module).update(attributes)
             module._buffers.clear()
             module._buffers.update(own)
+        # Attention of LeViT and its kin caches biases in eval mode and drops them only in `train(True)`.
+        model.train()
         for module, training in flags:
             module.training = training
         with torch.no_grad():
