@@ -240,7 +240,7 @@ DEFAULT_STUDY: dict[str, Any] = {
             "test_byobnet.formula1",
         ],
         "freeze_depth": [0.0, 0.25, 0.5, 0.75, 1.0],
-        "lr": {"low": 5e-4, "high": 3e-2, "log": True},
+        "lr": {"low": 2e-3, "high": 3e-2, "log": True},
         "optimizer": ["adamw", "sgd"],
         "augmentation": "none",
     },
