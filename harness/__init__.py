@@ -25,7 +25,14 @@ if TYPE_CHECKING:
     )
     from harness.hookspecs import hookimpl
     from harness.leaderboard.rank import Leaderboard, rank
-    from harness.records import StudyView, TrialConfig, TrialRecord, read_record, read_records
+    from harness.records import (
+        ProbeRecord,
+        StudyView,
+        TrialConfig,
+        TrialRecord,
+        read_record,
+        read_records,
+    )
     from harness.registry import Registry, load_registry
     from harness.search.result import StudyResult
     from harness.search.study import run_study
@@ -59,7 +66,14 @@ _HOMES = {
     ],
     "harness.hookspecs": ["hookimpl"],
     "harness.leaderboard.rank": ["Leaderboard", "rank"],
-    "harness.records": ["StudyView", "TrialConfig", "TrialRecord", "read_record", "read_records"],
+    "harness.records": [
+        "ProbeRecord",
+        "StudyView",
+        "TrialConfig",
+        "TrialRecord",
+        "read_record",
+        "read_records",
+    ],
     "harness.registry": ["Registry", "load_registry"],
     "harness.search.result": ["StudyResult"],
     "harness.search.study": ["run_study"],
@@ -96,6 +110,7 @@ __all__ = [
     "OptimizerSpec",
     "ParamGroup",
     "PluginError",
+    "ProbeRecord",
     "Registry",
     "Sample",
     "ScheduleSpec",

@@ -137,7 +137,10 @@ class SearchConfig(_Model):
     """How the space is searched."""
 
     sampler: Literal["tpe", "random", "gp", "grid"] = "tpe"
-    pruner: Literal["none", "median", "hyperband", "halving"] = "median"
+    pruner: Literal["none", "median", "hyperband", "halving"] = "halving"
+    """`halving`: a third goes on after 3, 9, 27 epochs (Li et al., MLSys 2020, asynchronous halving)."""
+    probes: bool = True
+    """Probe the features of pretrained backbones first; the better ones get more of the first trials."""
 
 
 class SplitConfig(_Model):
@@ -182,6 +185,9 @@ def _seconds(value: object) -> object:
     return 3600 * hours + 60 * minutes + seconds
 
 
+DEFAULT_TRIALS = 20
+
+
 class StudyConfig(_Model):
     """A study, as asked for."""
 
@@ -192,10 +198,10 @@ class StudyConfig(_Model):
     """A name of `harness data list`, a folder, or a CSV file of file,label[,split]."""
     metric: Literal["f1", "accuracy"] = "f1"
     """What the search maximises on the validation split; `f1` is macro-F1."""
-    trials: int = Field(default=20, ge=1)
-    """In total, over all resumptions."""
-    timeout: Annotated[Annotated[int, Field(gt=0)] | None, BeforeValidator(_seconds)] = None
-    """Seconds, or `30m`, `1h30m`: no new trial starts after it."""
+    trials: int | None = Field(default=None, ge=1)
+    """In total, over all resumptions. Default: 20, or with a budget as many as it pays for."""
+    budget: Annotated[Annotated[int, Field(gt=0)] | None, BeforeValidator(_seconds)] = None
+    """Seconds, or `30m`, `1h30m`: for all that one command does, finalists included."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     init: Literal["pretrained", "scratch"] = "pretrained"
     weights: Mapping[str, Path] = Field(default_factory=dict)
@@ -210,6 +216,13 @@ class StudyConfig(_Model):
     split: SplitConfig = SplitConfig()
     finalize: FinalizeConfig = FinalizeConfig()
     run: RunConfig = RunConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_bounded(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("trials") is None and not values.get("budget"):
+            return {**values, "trials": DEFAULT_TRIALS}
+        return values
 
     @model_validator(mode="after")
     def _fits_together(self) -> StudyConfig:

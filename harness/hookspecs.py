@@ -1,4 +1,4 @@
-"""The whole plugin contract: six hooks that register components and five that observe a study.
+"""The whole plugin contract: six hooks that register components and six that observe a study.
 
 A plugin is a module, or a class that the host instantiates, named by an entry point of the group
 `harness`; it implements any of these with `@harness.hookimpl`. Registration hooks do no input or output
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 
 import pluggy
 
-from harness.records import StudyView, TrialConfig, TrialRecord
+from harness.records import ProbeRecord, StudyView, TrialConfig, TrialRecord
 from harness.specs import (
     AugmentationSpec,
     BackboneSpec,
@@ -112,6 +112,11 @@ def harness_schedules() -> Iterable[ScheduleSpec | Family[ScheduleSpec]]:
 @hookspec
 def harness_study_started(study: StudyView, records: Sequence[TrialRecord]) -> None:
     """Observe the start of a study, or its resumption with the records it has."""
+
+
+@hookspec
+def harness_probe_finished(study: StudyView, probe: ProbeRecord) -> None:
+    """Observe what a backbone's features are worth before anything is trained."""
 
 
 @hookspec

@@ -62,12 +62,14 @@ class StudyView:
     name: str
     dataset: str
     metric: Metric
-    trials: int
-    """Trials wanted in total."""
+    trials: int | None
+    """Trials wanted in total; None: as many as the budget pays for."""
     epochs: int
     folder: str
     finals: int = 0
     """Trainings of the finalising step."""
+    budget: float | None = None
+    """Seconds for search and finalists together."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,12 +159,16 @@ class CostRecord:
 
     seconds: float
     """Wall time of the training alone."""
+    total_seconds: float
+    """Wall time from the building of the model to the scores; a share of it where heads train together."""
     images_per_second: float
     """Training images."""
     params: int
     trainable: int
     frozen_param_share: float
     """Share of the backbone's parameters that was frozen."""
+    flops: float | None
+    """Floating-point operations of a forward pass of one image; None where they cannot be counted."""
     frozen_flop_share: float | None
     """Share of a forward pass spent in frozen modules; None where it cannot be counted."""
     cut: Literal["trace", "replay", "none"]
@@ -173,6 +179,41 @@ class CostRecord:
     """Spent in them, as part of `seconds` or of the evaluation."""
     peak_memory: int
     """Bytes: of the device on a GPU, of the process on a CPU."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeRecord:
+    """How well the features of a backbone tell classes apart before anything is trained."""
+
+    backbone: str
+    ridge_f1: float
+    """Macro-F1 on the validation split, of ridge regression in closed form."""
+    ridge_accuracy: float
+    knn_f1: float
+    """Of the votes of the nearest training images."""
+    knn_accuracy: float
+    seconds: float
+    """Of the features and both probes."""
+    reason: str = ""
+    """Why there are no scores, which are 0 then."""
+
+    @staticmethod
+    def failed(backbone: str, reason: str, seconds: float = 0.0) -> ProbeRecord:
+        """Return the record of a probe that found nothing."""
+        return ProbeRecord(
+            backbone=backbone,
+            ridge_f1=0.0,
+            ridge_accuracy=0.0,
+            knn_f1=0.0,
+            knn_accuracy=0.0,
+            seconds=seconds,
+            reason=reason,
+        )
+
+    def value(self, metric: Metric) -> float:
+        """Return the better probe's score on the validation split."""
+        pairs = {"f1": (self.ridge_f1, self.knn_f1), "accuracy": (self.ridge_accuracy, self.knn_accuracy)}
+        return max(pairs[metric])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -157,6 +157,8 @@ def make_record(
             params=params,
             trainable=trainable,
             frozen_param_share=0.25,
+            total_seconds=seconds,
+            flops=None,
             frozen_flop_share=None,
             peak_memory=2**30,
         )

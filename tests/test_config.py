@@ -19,7 +19,7 @@ def test_all_errors_of_a_study_are_said_at_once_with_their_paths():
             "dataset": "x",
             "trials": 0,
             "metric": "f2",
-            "timeout": "soon",
+            "budget": "soon",
             "space": {"lr": {"low": 1e-2, "high": 1e-5, "log": True}},
         }
     )
@@ -27,7 +27,7 @@ def test_all_errors_of_a_study_are_said_at_once_with_their_paths():
     assert "trials: Input should be greater than or equal to 1 (got 0)" in text
     assert "metric: must be one of f1, accuracy (got 'f2')" in text
     assert "space.lr: high (1e-05) must be above low (0.01)" in text
-    assert "timeout: write a time as 90s, 30m or 1h30m (got 'soon')" in text
+    assert "budget: write a time as 90s, 30m or 1h30m (got 'soon')" in text
 
 
 @pytest.mark.parametrize(
@@ -69,8 +69,8 @@ def test_one_value_stands_for_a_list_of_one():
 @pytest.mark.parametrize(
     ("text", "seconds"), [("90", 90), ("90s", 90), ("30m", 1800), ("1h30m", 5400), (7, 7)]
 )
-def test_a_timeout_is_written_as_people_do(text, seconds):
-    assert parse_study({"dataset": "x", "timeout": text}).timeout == seconds
+def test_a_budget_is_written_as_people_do(text, seconds):
+    assert parse_study({"dataset": "x", "budget": text}).budget == seconds
 
 
 def test_paths_in_a_study_file_are_relative_to_it(tmp_path):

@@ -11,10 +11,16 @@ from torch import nn
 from torch.nn import functional
 
 from harness import load_registry
-from harness.engine.freeze import FreezePlan, apply_freeze, frozen_flop_share, plan_freeze, set_train_mode
+from harness.engine.freeze import FreezePlan, apply_freeze, count_flops, plan_freeze, set_train_mode
 from harness.errors import HarnessError, PluginError, UsageError
 
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+def frozen_flop_share(model, plan, image_size):
+    flops = count_flops(model, plan, image_size)
+    return None if flops is None else flops.frozen_share
+
 
 # One small model of each family: name, image size, and what makes it smaller.
 FAMILIES = [

@@ -107,7 +107,7 @@ def _torch(name: str) -> Finding:
 def _device(name: str) -> Finding:
     import torch
 
-    from harness.engine.trial import choose_device
+    from harness.engine.device import choose_device
 
     device = choose_device("auto")
     if device.type == "cuda":
@@ -125,7 +125,7 @@ def _device(name: str) -> Finding:
 def _training(name: str) -> Finding:
     import torch
 
-    from harness.engine.trial import choose_device
+    from harness.engine.device import choose_device
 
     device = choose_device("auto")
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Flatten(), torch.nn.LazyLinear(2)).to(

@@ -36,7 +36,7 @@ def study_values(file: Path | None, flags: dict[str, Any]) -> dict[str, Any]:
         "train": ("epochs", "batch_size", "image_size"),
         "search": ("sampler", "pruner"),
         "run": ("device", "threads"),
-        "": ("dataset", "trials", "timeout", "metric", "seed", "init", "name", "skip_bad"),
+        "": ("dataset", "trials", "budget", "metric", "seed", "init", "name", "skip_bad"),
     }
     for section, keys in homes.items():
         for key in keys:
@@ -44,6 +44,9 @@ def study_values(file: Path | None, flags: dict[str, Any]) -> dict[str, Any]:
             if value is None or value == ():
                 continue
             _put(values, [section, key] if section else [key], _lr(value) if key == "lr" else value)
+    if flags.get("budget") is not None and flags.get("trials") is None and file is None:
+        # As many trials as it pays for, whatever the default study asks for.
+        values.pop("trials", None)
     renamed = {"finalists": ["finalize", "top"], "seeds": ["finalize", "seeds"], "weights": ["weights_dir"]}
     for key, path in renamed.items():
         if flags.get(key) is not None:

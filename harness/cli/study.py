@@ -35,7 +35,7 @@ def command() -> None:
 @click.argument("file", required=False, type=click.Path(path_type=Path))
 @click.option("-d", "--dataset", help="A name of `harness data list`, a folder of images, or a CSV file.")
 @click.option("-n", "--trials", type=int, help="Trials in total, over all resumptions.")
-@click.option("--timeout", help="Start no new trial after this time: 90s, 30m, 1h30m.")
+@click.option("--budget", help="Time for search and finalists together: 90s, 30m, 1h30m.")
 @click.option("--backbone", multiple=True, help="Name or glob of a backbone. Repeatable.")
 @click.option("--freeze-depth", multiple=True, type=float, help="Share of frozen blocks, 0 to 1. Repeatable.")
 @click.option("--lr", help="A learning rate, LOW:HIGH on a log scale, or auto.")
@@ -289,15 +289,13 @@ def _report(result: StudyResult, config: StudyConfig) -> None:
     from harness.leaderboard.render import print_boards
 
     print_boards(result.leaderboard())
-    wanted = config.trials
+    wanted = f" of {config.trials}" if config.trials else ""
     ended = sum(record.kind == "search" for record in result.records)
     if result.stopped:
-        click.echo(
-            f"stopped: {ended} of {wanted} trials are kept. Resume: run the same command again.", err=True
-        )
+        click.echo(f"stopped: {ended}{wanted} trials are kept. Resume: run the same command again.", err=True)
         return
-    if result.timed_out and ended < wanted:
-        click.echo(f"time is up: {ended} of {wanted} trials. Go on: run the same command again.", err=True)
+    if result.timed_out:
+        click.echo(f"time is up: {ended}{wanted} trials. Go on: run the same command again.", err=True)
     finals = [record for record in result.records if record.kind == "final" and record.state == "complete"]
     if finals:
         click.echo(f"use it:   harness predict {result.name} IMAGES...", err=True)

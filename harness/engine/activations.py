@@ -8,6 +8,7 @@ import math
 import mmap
 import os
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -136,6 +137,23 @@ class Entry:
         content = found.reshape(-1).view(torch.uint8).numpy().reshape(len(numbers), stored.shape[1])
         stored.take(numbers.astype(np.intp, copy=False), axis=0, out=content, mode="clip")
         return found
+
+    def mapped(self, name: str) -> Tensor:
+        """Return all rows of a tensor as they lie in the file: to read from, never to write to.
+
+        The map stays for as long as the tensor does.
+
+        Raises:
+            KeyError: There is no tensor of that name, or the entry has been closed.
+        """
+        import torch
+
+        stored, dtype, shape = self._tensors[name]
+        with warnings.catch_warnings():
+            # That it cannot be written is known.
+            warnings.simplefilter("ignore", UserWarning)
+            content = torch.from_numpy(stored.reshape(-1))
+        return content.view(getattr(torch, dtype)).reshape(self.rows, *shape)
 
     def close(self) -> None:
         """Unmap the file."""

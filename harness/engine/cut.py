@@ -6,6 +6,7 @@ buffers. A cut by tracing that fails gives way to one by replay, and that to non
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -121,6 +122,50 @@ def cut_model(model: nn.Module, plan: FreezePlan, image_size: int) -> Cut:
             # A model may fail on parts of its own pass in any way; uncut it trains all the same.
             why.append(f"{method}: {type(error).__name__}: {str(error).partition(chr(10))[0]}")
     return Cut(method="none", train=None, eval=None, why="; ".join(why))
+
+
+def find_linear_head(model: nn.Module, plan: FreezePlan, cut: Cut) -> str | None:
+    """Return the name of the linear layer that is all there is behind a cut; None where there is more.
+
+    It is not read off the model's code but tried out: what is behind the cut must make of random vectors
+    what the layer makes of them, in training and in evaluation.
+
+    Args:
+        model: To which the plan is applied; stays as it is.
+        plan: Says what trains.
+        cut: Of this model.
+    """
+    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    layers = [
+        (name, layer)
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Linear)
+        and {f"{name}.{own}" for own, _ in layer.named_parameters()} == trainable
+    ]
+    if cut.method == "none" or len(layers) != 1:
+        return None
+    name: str
+    name, layer = layers[0]
+    boundaries = [cut.half(training).boundary for training in (True, False)]
+    # One vector an image, the same in both modes.
+    if any(
+        len(boundary.rows) != 1
+        or boundary.rows[0].times != 1
+        or boundary.rows[0].dtype != layer.weight.dtype
+        or math.prod(boundary.rows[0].shape) != layer.in_features
+        for boundary in boundaries
+    ):
+        return None
+    run = bind_suffix(model, cut)
+    like = layer.weight
+    vectors = torch.randn(5, layer.in_features, generator=torch.Generator().manual_seed(2)).to(like)
+    for training, boundary in zip((True, False), boundaries, strict=True):
+        with _disturbed(model), _mode(model, plan, training), torch.no_grad():
+            found = run([vectors.reshape(5, *boundary.rows[0].shape)], training)
+            expected = layer(vectors)
+        if found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-4, atol=1e-5):
+            return None
+    return name
 
 
 def check_cut(model: nn.Module, plan: FreezePlan, cut: Cut, image_size: int) -> None:

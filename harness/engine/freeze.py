@@ -137,8 +137,18 @@ def set_train_mode(model: nn.Module, plan: FreezePlan) -> None:
             module.eval()
 
 
-def frozen_flop_share(model: nn.Module, plan: FreezePlan, image_size: int) -> float | None:
-    """Return the share, in [0, 1], of a forward pass's FLOPs that is spent in frozen modules.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flops:
+    """What a forward pass computes."""
+
+    image: float
+    """Floating-point operations for one image."""
+    frozen_share: float
+    """In [0, 1]: of them in frozen modules."""
+
+
+def count_flops(model: nn.Module, plan: FreezePlan, image_size: int) -> Flops | None:
+    """Count the floating-point operations of a forward pass, and those spent in frozen modules.
 
     The model stays as it is. Counts what `torch.utils.flop_counter` knows: matrix products, convolutions and
     attention. What a module that is not frozen computes by itself counts as not frozen. None when the model
@@ -156,6 +166,7 @@ def frozen_flop_share(model: nn.Module, plan: FreezePlan, image_size: int) -> fl
         start = entered.pop()
         frozen += 0 if entered else counter.get_total_flops() - start
 
+    images = black_images(model, image_size)
     # The counter's own table names modules, which loses shared ones and lists that are never called.
     inside = {part for name in plan.frozen_modules for part in model.get_submodule(name).modules()}
     handles = [
@@ -166,14 +177,14 @@ def frozen_flop_share(model: nn.Module, plan: FreezePlan, image_size: int) -> fl
     try:
         # Without autograd the counter's module tracker fails on models that pass parameters to submodules.
         with undisturbed(model), torch.enable_grad(), counter:
-            model(black_images(model, image_size))
+            model(images)
     except Exception:
         return None
     finally:
         for handle in handles:
             handle.remove()
     total = counter.get_total_flops()
-    return frozen / total if total else None
+    return Flops(image=total / len(images), frozen_share=frozen / total) if total else None
 
 
 def _parameters_of(model: nn.Module, head: Sequence[str]) -> set[str]:

@@ -45,6 +45,17 @@ class TrialJob:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeJob:
+    """A backbone whose features are to be probed."""
+
+    config: TrialConfig
+    """Of any trial of the backbone that trains the head only."""
+    weights: Path | None
+    sharing: float
+    depths: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrialOutcome:
     """What came out of a training."""
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from harness.engine.cut import Cut, cut_model
-from harness.engine.freeze import FreezePlan, apply_freeze, frozen_flop_share, plan_freeze
+from harness.engine.cut import Cut, cut_model, find_linear_head
+from harness.engine.freeze import Flops, FreezePlan, apply_freeze, count_flops, plan_freeze
 from harness.engine.heads import init_head
 from harness.records import TrialConfig
 from harness.specs import BackboneSpec
@@ -24,8 +24,10 @@ class FrozenPart:
 
     plan: FreezePlan
     cut: Cut
-    flop_share: float | None
-    """Share of a forward pass's FLOPs that is frozen; None where it cannot be counted."""
+    flops: Flops | None
+    """Of a forward pass of the whole model; None where they cannot be counted."""
+    head: str | None
+    """The linear layer that is all that trains, on one vector an image; None where more or else trains."""
     digests: Mapping[bool, str]
     """Names of what the prefix computes, by mode (whether training); none where there is no cut."""
 
@@ -35,7 +37,7 @@ class Models:
 
     def __init__(self, num_classes: int) -> None:
         self._num_classes = num_classes
-        self._cuts: dict[tuple[object, ...], tuple[FreezePlan, Cut, float | None]] = {}
+        self._cuts: dict[tuple[object, ...], tuple[FreezePlan, Cut, Flops | None, str | None]] = {}
         self._digests: dict[tuple[object, ...], dict[bool, str]] = {}
         self._copy: tuple[object, nn.Module, tuple[FrozenPart, ...]] | None = None
 
@@ -94,16 +96,17 @@ class Models:
             blocks = backbone.blocks(model) if backbone.blocks else None
             head = backbone.head(model) if backbone.head else None
             plan = plan_freeze(model, depth, blocks=blocks, head=head, image_size=config.image_size)
-            share = frozen_flop_share(model, plan, config.image_size)
+            flops = count_flops(model, plan, config.image_size)
             apply_freeze(model, plan)
-            found = plan, cut_model(model, plan, config.image_size), share
+            cut = cut_model(model, plan, config.image_size)
+            found = plan, cut, flops, find_linear_head(model, plan, cut)
             self._cuts[names[1] if found[1].holds_tensors else names[0]] = found
-        plan, cut, share = found
+        plan, cut, flops, linear = found
         apply_freeze(model, plan)
         if (origin, depth) not in self._digests:
             modes = (True, False) if cut.method != "none" else ()
             self._digests[origin, depth] = {mode: digest_prefix(model, cut, training=mode) for mode in modes}
-        return FrozenPart(plan=plan, cut=cut, flop_share=share, digests=self._digests[origin, depth])
+        return FrozenPart(plan=plan, cut=cut, flops=flops, head=linear, digests=self._digests[origin, depth])
 
     def _origin(self, config: TrialConfig, weights: Path | None) -> tuple[object, ...]:
         """Name what the backbone's values come from."""

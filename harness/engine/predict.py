@@ -13,8 +13,8 @@ import torch
 from harness.data.bank import centre_crop, prepare, short_side
 from harness.data.decode import DECODE, decode
 from harness.data.views import normalise
+from harness.engine.device import choose_device
 from harness.engine.fit import autocast
-from harness.engine.trial import choose_device
 from harness.errors import PluginError, StorageError
 from harness.registry import Registry
 from harness.specs import InputSpec

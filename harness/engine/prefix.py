@@ -102,6 +102,19 @@ class Prefix:
         names = [str(number) for number in range(len(half.boundary.rows))]
         return [entry.gather(name, list(rows)).to(self._images.device) for name in names]
 
+    def fetch_all(self, split: str, view: int) -> list[Tensor]:
+        """Return the tensors of all rows: mapped ones where they are stored, else on the device."""
+        entry = self._entry(split, view)
+        half = self._part.cut.half(split == "train")
+        if entry is not None:
+            return [entry.mapped(str(number)) for number in range(len(half.boundary.rows))]
+        run = self._run[split == "train"]
+        size = len(self._images.labels[split])
+        parts: list[list[Tensor]] = []
+        for start, (packed,) in self._chunks(split, view, [self._part], lambda images: [run(images)]):
+            parts.append([tensor[: size - start] for tensor in packed])
+        return [torch.cat(tensors) for tensors in zip(*parts, strict=True)]
+
     def _pass(
         self,
         split: str,
@@ -242,11 +255,10 @@ class Prefix:
 
 def _relative(part: FrozenPart, parts: Sequence[FrozenPart]) -> float:
     """Return which share of the longest pass is spent up to this part's cut."""
-    shares = [other.flop_share for other in parts]
-    longest = max((share for share in shares if share is not None), default=0.0)
-    if part.flop_share is None or None in shares or not longest:
+    if part.flops is None:
         return 1.0
-    return part.flop_share / longest
+    longest = max((other.flops.frozen_share for other in parts if other.flops), default=0.0)
+    return part.flops.frozen_share / longest if longest else 1.0
 
 
 def _after(first: Chunk, rest: Iterator[Chunk]) -> Iterator[Chunk]:

@@ -1,151 +1,147 @@
-"""One trial, from a configuration to saved predictions."""
+"""Trials, from configurations to saved predictions."""
 
 from __future__ import annotations
 
-import dataclasses
-import errno
-import platform
-import sys
-import traceback
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+import time
+from collections.abc import Callable, Sequence
 
 import numpy as np
-import numpy.typing as npt
-import safetensors.numpy
 import safetensors.torch
-import timm
 import torch
 from torch import nn
 
-from harness import metrics
-from harness.data.bank import Bank, short_side
-from harness.data.manifest import Item, Manifest
-from harness.documents import canonical, file_sha256
-from harness.engine.cost import Bandwidth
-from harness.engine.cut import Cut, bind_suffix
-from harness.engine.fit import DivergedError, FitResult, fit, is_bf16, predict_split
-from harness.engine.job import TrialJob, TrialOutcome
-from harness.engine.model import FrozenPart, Models
-from harness.engine.prefix import Prefix, Sharing
-from harness.engine.source import Images, Source
-from harness.engine.store import ActivationStore, default_budget
-from harness.errors import DataError, HarnessError, StorageError, UsageError
-from harness.isolation import kept_random_state, seed_all
-from harness.records import CostRecord, EpochRecord, Scores, TrialConfig
+from harness.engine.batched import HeadJob, HeadResult, fit_heads
+from harness.engine.cut import bind_suffix
+from harness.engine.device import environment_facts, peak_memory
+from harness.engine.features import Features
+from harness.engine.fit import DivergedError, Prediction, fit, is_bf16, predict_split
+from harness.engine.job import EngineSettings, ProbeJob, TrialJob, TrialOutcome
+from harness.engine.linear import predict_head
+from harness.engine.outcome import fail, raise_if_machine_failed, say_in_a_line, succeed
+from harness.engine.probes import knn_probe, ridge_probe
+from harness.engine.setup import Opened, Setup
+from harness.engine.source import Source
+from harness.isolation import seed_all
+from harness.records import CostRecord, EpochRecord, ProbeRecord, TrialConfig
 from harness.registry import Registry
-from harness.specs import BackboneSpec, ClassInfo, InputSpec
-
-_DISK_ERRORS = {errno.ENOSPC, errno.EROFS, errno.EIO, getattr(errno, "EDQUOT", errno.ENOSPC)}
+from harness.specs import ClassInfo
 
 
 class Engine:
-    """Runs trials of one study on one device; keeps decoded images and activations between them.
+    """Runs trials of one study on one device.
 
     Args:
         registry: Where components come from.
-        manifest: The data set without its test split.
-        device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
-        threads: CPU threads; 0 takes all cores.
-        home: Folder of decoded banks and activations.
-        cache: Bytes that activations may take on disk; None: a share of what is free, 0: nothing is stored.
+        settings: Data set, device and cache.
+
+    Raises:
+        UsageError: The device is not there.
     """
 
-    def __init__(
-        self,
-        registry: Registry,
-        manifest: Manifest,
-        *,
-        device: str,
-        threads: int,
-        home: Path,
-        cache: int | None = None,
-    ) -> None:
+    def __init__(self, registry: Registry, settings: EngineSettings) -> None:
         self._registry = registry
-        self._manifest = manifest
-        self._home = home
-        self._dataset_key = manifest.protocol().splits["train"]
-        self.device = choose_device(device)
-        if threads:
-            torch.set_num_threads(threads)
-        folder = home / "activations"
-        self._store = ActivationStore(folder, default_budget(folder) if cache is None else cache)
-        self._bandwidth = Bandwidth()
-        self._models = Models(len(manifest.classes))
+        self._manifest = settings.manifest
+        self._home = settings.home
+        self._setup = Setup(registry, settings)
+        self._num_classes = len(settings.manifest.classes)
+        self.device = self._setup.device
 
     def run(
-        self, job: TrialJob, *, on_step: Callable[[], None], on_epoch: Callable[[EpochRecord], bool]
-    ) -> TrialOutcome:
-        """Train and evaluate; whatever goes wrong with the trial is its outcome, not an error."""
-        environment = environment_facts(self.device, job.config.precision)
+        self,
+        jobs: Sequence[TrialJob],
+        *,
+        on_step: Callable[[], None],
+        on_epoch: Callable[[int, EpochRecord], bool],
+    ) -> list[TrialOutcome]:
+        """Train and evaluate; whatever goes wrong with a trial is its outcome, not an error.
+
+        Args:
+            jobs: One, or several of one backbone and augmentation in which only the head trains. Linear
+                heads train side by side, which changes no bit of what comes out.
+            on_step: Called after each step.
+            on_epoch: Called with a job's position and its record after each epoch; true ends that training.
+
+        Raises:
+            StorageError, DataError: The machine failed, not a trial: it is worth trying again.
+        """
         curve: list[EpochRecord] = []
 
         def keep(record: EpochRecord) -> bool:
             curve.append(record)
-            return on_epoch(record)
+            return on_epoch(0, record)
 
         try:
-            with kept_random_state():
-                outcome = self._train(job, on_step, keep)
-            return dataclasses.replace(outcome, environment=environment)
-        except (StorageError, DataError):
-            # The machine failed, not the trial: it is worth trying again once that is repaired.
-            raise
-        except (OSError, safetensors.SafetensorError) as error:
-            if isinstance(error, OSError) and error.errno not in _DISK_ERRORS:
-                return self._failed(f"error: {_line(error)}", traceback.format_exc(), curve, environment)
-            raise StorageError(
-                "a trial's files cannot be read or written",
-                where=str(job.folder),
-                why=_line(error),
-                fixes=["free disk space", "repair the disk, then run the same command again"],
-            ) from error
-        except DivergedError as error:
-            reason, detail = f"nan: {error}", ""
-        except torch.OutOfMemoryError as error:
-            config = job.config
-            reason = f"oom: batch {config.batch_size} at {config.image_size} px: {_line(error)}"
-            detail = ""
-        except HarnessError as error:
-            reason, detail = f"error: {error.what}", traceback.format_exc()
+            with self._setup.tidied():
+                outcomes = self._train_heads(jobs, on_step, on_epoch)
+                if outcomes is None and len(jobs) == 1:
+                    outcomes = [self._train(jobs[0], on_step, keep)]
         except Exception as error:
-            reason, detail = f"error: {_line(error)}", traceback.format_exc()
-        finally:
-            # Until the next trial, so that others may make room.
-            self._store.close()
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
-        return self._failed(reason, detail, curve, environment)
+            if len(jobs) == 1:
+                facts = environment_facts(self.device, jobs[0].config.precision)
+                return [fail(error, jobs[0], curve=curve, environment=facts)]
+            raise_if_machine_failed(error, jobs[0])
+            # Whose failure it is comes out when each trains alone.
+            outcomes = None
+        if outcomes is None:
 
-    def _failed(
-        self, reason: str, detail: str, curve: list[EpochRecord], environment: dict[str, str]
-    ) -> TrialOutcome:
-        return TrialOutcome(
-            state="failed",
-            reason=_encodable(reason),
-            detail=_encodable(detail),
-            curve=tuple(curve),
-            environment=environment,
+            def report(number: int) -> Callable[[int, EpochRecord], bool]:
+                return lambda _, record: on_epoch(number, record)
+
+            outcomes = [
+                self.run([job], on_step=on_step, on_epoch=report(number))[0]
+                for number, job in enumerate(jobs)
+            ]
+        return outcomes
+
+    def probe(self, job: ProbeJob, *, on_step: Callable[[], None]) -> ProbeRecord:
+        """Say how well a backbone's features tell the classes apart; what goes wrong is part of the answer.
+
+        Raises:
+            StorageError, DataError: The machine failed, not the backbone.
+        """
+        began = time.perf_counter()
+        config = job.config
+        trial = TrialJob(
+            kind="search",
+            number=0,
+            config=config,
+            weights=job.weights,
+            folder=self._home,
+            sharing=job.sharing,
+            depths=job.depths,
+        )
+        try:
+            with self._setup.tidied():
+                opened = self._setup.open(trial, on_step)
+                if opened.part.head is None or opened.prefix is None:
+                    return ProbeRecord.failed(config.backbone, "its head is not one linear layer")
+                features = Features(opened.images, opened.prefix)
+                rows, labels = features.train(0).to(self.device), features.labels("train").to(self.device)
+                val_rows = features.split("val").to(self.device)
+                val_labels = features.labels("val").to(self.device)
+                ridge = ridge_probe(rows, labels, val_rows, val_labels, self._num_classes)
+                nearest = knn_probe(rows, labels, val_rows, val_labels, self._num_classes)
+        except Exception as error:
+            raise_if_machine_failed(error, trial)
+            return ProbeRecord.failed(config.backbone, say_in_a_line(error), time.perf_counter() - began)
+        return ProbeRecord(
+            backbone=config.backbone,
+            ridge_f1=ridge.f1,
+            ridge_accuracy=ridge.accuracy,
+            knn_f1=nearest.f1,
+            knn_accuracy=nearest.accuracy,
+            seconds=time.perf_counter() - began,
         )
 
     def _train(
         self, job: TrialJob, on_step: Callable[[], None], on_epoch: Callable[[EpochRecord], bool]
     ) -> TrialOutcome:
-        config, manifest = job.config, self._manifest
-        num_classes = len(manifest.classes)
-        backbone = self._registry.backbones.get(config.backbone).spec
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
-
-        seed_all(config.seed)
-        model, part = self._models.build(backbone, config, job.weights)
-        images = self._images(config, job.test, input_of(backbone, config), on_step)
-        counts = manifest.counts()["train"]
-        prefix = self._prefix(model, part, job, images, on_step)
-        model.to(self.device)
-        source = Source(images, prefix or images)
-        on_step()
+        """Train what lies behind the cut, alone."""
+        began = time.perf_counter()
+        config = job.config
+        opened = self._setup.open(job, on_step)
+        model, part = opened.model.to(self.device), opened.part
+        source = Source(opened.images, opened.prefix or opened.images)
         # After everything that may draw, so that dropout depends on the seed alone.
         seed_all(config.seed)
         fitted = fit(
@@ -154,216 +150,169 @@ class Engine:
             config,
             plan=part.plan,
             cut=part.cut,
-            loss=self._registry.losses.get(config.loss).spec.build(
-                ClassInfo(num_classes=num_classes, counts=counts)
-            ),
+            loss=self._loss(config),
             optimizer=self._registry.optimizers.get(config.optimizer).spec,
             schedule=self._registry.schedules.get(config.schedule).spec,
-            num_classes=num_classes,
+            num_classes=self._num_classes,
             device=self.device,
             on_step=on_step,
             on_epoch=on_epoch,
         )
-        scores, predictions = self._evaluate(job, fitted, part.cut, source, num_classes, on_step)
-        if job.kind == "final":
-            job.folder.mkdir(parents=True, exist_ok=True)
-            safetensors.torch.save_model(fitted.model, str(job.folder / "model.safetensors"))
-        return TrialOutcome(
-            state="pruned" if fitted.pruned else "complete",
-            reason=f"pruned at epoch {len(fitted.curve)} of {config.epochs}" if fitted.pruned else "",
-            scores=scores,
+        predictions = {"val": fitted.val}
+        if job.test:
+            run = bind_suffix(fitted.model, part.cut)
+            predictions["test"] = predict_split(
+                fitted.model, run, source, "test", config, self.device, on_step
+            )
+        return self._succeed(
+            job,
+            opened,
+            fitted.model,
+            predictions,
             curve=fitted.curve,
-            cost=self._cost(model, part, fitted, prefix),
-            predictions=predictions,
-        )
-
-    def _prefix(
-        self,
-        model: nn.Module,
-        part: FrozenPart,
-        job: TrialJob,
-        images: Images,
-        on_step: Callable[[], None],
-    ) -> Prefix | None:
-        """Return what runs a model's frozen part; the model is not trained yet. None where nothing is cut."""
-        config = job.config
-        if part.cut.method == "none":
-            return None
-        backbone = self._registry.backbones.get(config.backbone).spec
-        twin, parts = self._models.copy_untrained(
-            model, backbone, config, job.weights, job.depths, self.device
-        )
-        facts = environment_facts(self.device, config.precision)
-        return Prefix(
-            twin,
-            part,
-            parts,
-            images,
-            store=self._store if self._store.budget else None,
-            facts={
-                "backbone": config.backbone,
-                "batch": str(config.batch_size),
-                "cpu": torch.backends.cpu.get_cpu_capability(),
-                "torch": torch.__version__,
-                "timm": timm.__version__,
-                **{
-                    name: facts[name]
-                    for name in ("device", "precision", "threads", "system", "cuda", "cudnn")
-                },
-            },
-            sharing=Sharing(epochs=config.epochs, trials=job.sharing if job.weights else 1.0),
-            batch_size=config.batch_size,
-            precision=config.precision,
-            bandwidth=self._bandwidth,
-            on_step=on_step,
-        )
-
-    def _images(
-        self,
-        config: TrialConfig,
-        test: tuple[Item, ...],
-        inputs: InputSpec,
-        on_step: Callable[[], None],
-    ) -> Images:
-        items = {"train": self._manifest.of("train"), "val": self._manifest.of("val"), "test": test}
-        items = {split: part for split, part in items.items() if part}
-        resize = short_side(inputs.size, inputs.crop)
-        augmentation = self._registry.augmentations.get(config.augmentation)
-        return Images(
-            {
-                split: Bank.open(part, resize, inputs.interpolation, self._home, on_chunk=on_step)
-                for split, part in items.items()
-            },
-            {split: torch.tensor([item.label for item in part]) for split, part in items.items()},
-            policy=augmentation.spec.build(inputs),
-            policy_name=config.augmentation,
-            policy_key=canonical(dataclasses.asdict(augmentation.provider)),
-            varies=augmentation.spec.varies,
-            dataset_key=self._dataset_key,
-            inputs=inputs,
-            device=self.device,
-        )
-
-    def _evaluate(
-        self,
-        job: TrialJob,
-        fitted: FitResult,
-        cut: Cut,
-        source: Source,
-        num_classes: int,
-        on_step: Callable[[], None],
-    ) -> tuple[dict[str, Scores], dict[str, str]]:
-        """Score each split from the predictions that are saved, and save them."""
-        items = {"val": self._manifest.of("val"), "test": job.test}
-        scores: dict[str, Scores] = {}
-        tensors: dict[str, npt.NDArray[Any]] = {}
-        for split, part in items.items():
-            if not part:
-                continue
-            probabilities, labels = (
-                fitted.val
-                if split == "val"
-                else predict_split(
-                    fitted.model,
-                    bind_suffix(fitted.model, cut),
-                    source,
-                    split,
-                    job.config,
-                    self.device,
-                    on_step,
-                )
-            )
-            scores[split] = metrics.evaluate(labels, probabilities.argmax(axis=1), num_classes)
-            tensors[f"{split}.probabilities"] = probabilities
-            tensors[f"{split}.labels"] = labels
-            tensors[f"{split}.images"] = np.array(
-                [list(bytes.fromhex(item.sha256)) for item in part], dtype=np.uint8
-            )
-        job.folder.mkdir(parents=True, exist_ok=True)
-        path = job.folder / "predictions.safetensors"
-        safetensors.numpy.save_file(tensors, str(path))
-        return scores, {path.name: file_sha256(path)}
-
-    def _cost(
-        self, model: nn.Module, part: FrozenPart, fitted: FitResult, prefix: Prefix | None
-    ) -> CostRecord:
-        params = sum(parameter.numel() for parameter in model.parameters())
-        trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-        return CostRecord(
+            pruned=fitted.pruned,
             seconds=fitted.seconds,
-            images_per_second=fitted.images / fitted.seconds,
-            params=params,
-            trainable=trainable,
+            images=fitted.images,
+            total_seconds=time.perf_counter() - began,
+        )
+
+    def _train_heads(
+        self,
+        jobs: Sequence[TrialJob],
+        on_step: Callable[[], None],
+        on_epoch: Callable[[int, EpochRecord], bool],
+    ) -> list[TrialOutcome] | None:
+        """Train linear heads side by side on features; None where more than a linear head trains."""
+        if any(job.config.freeze_depth < 1 for job in jobs):
+            return None
+        began = time.perf_counter()
+        heads = []
+        for job in jobs:
+            model, part = self._setup.build(job)
+            if part.head is None:
+                return None
+            layer = model.get_submodule(part.head)
+            assert isinstance(layer, nn.Linear)
+            bias = None if layer.bias is None else layer.bias.detach().clone()
+            heads.append((layer.weight.detach().clone(), bias))
+        opened = self._setup.open(jobs[0], on_step)
+        assert opened.prefix is not None
+        features = Features(opened.images, opened.prefix)
+        head_jobs = [
+            HeadJob(
+                config=job.config,
+                weight=weight,
+                bias=bias,
+                loss=self._loss(job.config),
+                optimizer=self._registry.optimizers.get(job.config.optimizer).spec,
+                schedule=self._registry.schedules.get(job.config.schedule).spec,
+            )
+            for job, (weight, bias) in zip(jobs, heads, strict=True)
+        ]
+        results = fit_heads(
+            head_jobs,
+            features,
+            num_classes=self._num_classes,
+            device=self.device,
+            on_step=on_step,
+            on_epoch=on_epoch,
+        )
+        share = (time.perf_counter() - began) / len(jobs)
+        return [
+            self._finish_head(job, result, opened, features, share, first=number == 0)
+            for number, (job, result) in enumerate(zip(jobs, results, strict=True))
+        ]
+
+    def _finish_head(
+        self,
+        job: TrialJob,
+        result: HeadResult,
+        opened: Opened,
+        features: Features,
+        total_seconds: float,
+        *,
+        first: bool,
+    ) -> TrialOutcome:
+        """Return the outcome of one head of those that trained together."""
+        config = job.config
+        try:
+            if result.error is not None:
+                raise result.error
+            assert result.val is not None and opened.part.head is not None
+            predictions = {"val": result.val}
+            if job.test:
+                dtype = torch.bfloat16 if is_bf16(config.precision, self.device) else torch.float32
+                rows = features.split("test").to(self.device)
+                probabilities = predict_head(result.head, rows, dtype).numpy()
+                if not np.isfinite(probabilities).all():
+                    raise DivergedError(f"outputs on the test split are not finite, lr {config.lr:.3g}")
+                predictions["test"] = probabilities, features.labels("test").numpy()
+            layer = opened.model.get_submodule(opened.part.head)
+            values = [value for value in result.head if value is not None]
+            for parameter, value in zip(layer.parameters(), values, strict=True):
+                parameter.data.copy_(value)
+            return self._succeed(
+                job,
+                opened,
+                opened.model,
+                predictions,
+                curve=result.curve,
+                pruned=result.pruned,
+                seconds=result.seconds,
+                images=result.images,
+                total_seconds=total_seconds,
+                # The passes are the group's: counted once.
+                counted=first,
+            )
+        except Exception as error:
+            facts = environment_facts(self.device, config.precision)
+            return fail(error, job, curve=result.curve, environment=facts)
+
+    def _loss(self, config: TrialConfig) -> nn.Module:
+        """Build the loss of a trial."""
+        classes = ClassInfo(num_classes=self._num_classes, counts=self._manifest.counts()["train"])
+        return self._registry.losses.get(config.loss).spec.build(classes)
+
+    def _succeed(
+        self,
+        job: TrialJob,
+        opened: Opened,
+        model: nn.Module,
+        predictions: dict[str, Prediction],
+        *,
+        curve: Sequence[EpochRecord],
+        pruned: bool,
+        seconds: float,
+        images: int,
+        total_seconds: float,
+        counted: bool = True,
+    ) -> TrialOutcome:
+        """Save what a training leaves behind, and score it."""
+        part, prefix = opened.part, opened.prefix if counted else None
+        cost = CostRecord(
+            seconds=seconds,
+            total_seconds=total_seconds,
+            images_per_second=images / seconds,
+            params=sum(parameter.numel() for parameter in opened.model.parameters()),
+            trainable=sum(p.numel() for p in opened.model.parameters() if p.requires_grad),
             frozen_param_share=part.plan.param_share,
-            frozen_flop_share=part.flop_share,
+            flops=part.flops.image if part.flops else None,
+            frozen_flop_share=part.flops.frozen_share if part.flops else None,
             cut=part.cut.method,
             prefix_passes=prefix.counts.passes if prefix else 0,
             prefix_seconds=prefix.counts.seconds if prefix else 0.0,
             peak_memory=peak_memory(self.device),
         )
-
-
-def input_of(backbone: BackboneSpec, config: TrialConfig) -> InputSpec:
-    """Return how images enter the backbone in this trial."""
-    return dataclasses.replace(backbone.input, size=config.image_size)
-
-
-def choose_device(device: str) -> torch.device:
-    """Return the device asked for; `auto` takes a GPU where there is one.
-
-    Raises:
-        UsageError: The device is not there.
-    """
-    if device == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    chosen = torch.device(device)
-    missing = (chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count()) or (
-        chosen.type == "mps" and not torch.backends.mps.is_available()
-    )
-    if missing:
-        raise UsageError(
-            f"device {device!r} is not available",
-            why=f"torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices"
-            if chosen.type == "cuda"
-            else f"torch {torch.__version__} finds no Apple GPU",
-            fixes=["use --device auto or --device cpu", "run harness doctor"],
+        if job.kind == "final":
+            job.folder.mkdir(parents=True, exist_ok=True)
+            safetensors.torch.save_model(model, str(job.folder / "model.safetensors"))
+        return succeed(
+            job,
+            predictions,
+            {"val": self._manifest.of("val"), "test": job.test},
+            curve=curve,
+            pruned=pruned,
+            cost=cost,
+            num_classes=self._num_classes,
+            environment=environment_facts(self.device, job.config.precision),
         )
-    return chosen
-
-
-def environment_facts(device: torch.device, precision: str) -> dict[str, str]:
-    """Return what a reader needs to repeat a run; nothing that names a user or a machine."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return {
-        "device": name,
-        "precision": "bf16" if is_bf16(precision, device) else "fp32",
-        "threads": str(torch.get_num_threads()),
-        "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "cuda": str(torch.version.cuda) if device.type == "cuda" else "",
-        "cudnn": str(torch.backends.cudnn.version()) if device.type == "cuda" else "",
-    }
-
-
-def peak_memory(device: torch.device) -> int:
-    """Return peak bytes: allocated on a GPU, resident on a CPU."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    try:
-        import resource
-    except ImportError:  # Windows has no such module
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _encodable(text: str) -> str:
-    """Return text that a file can hold: an error's message may carry half of a character."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def _line(error: Any) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__

@@ -7,15 +7,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Protocol
 
-from harness.engine.job import EngineSettings, TrialJob, TrialOutcome
+from harness.engine.job import EngineSettings, ProbeJob, TrialJob, TrialOutcome
 from harness.errors import HarnessError
-from harness.records import EpochRecord
+from harness.records import EpochRecord, ProbeRecord
 from harness.registry import Registry
 from harness.search.signals import StopSignal
 
@@ -25,20 +25,29 @@ _STARTUP = 300
 """Seconds that a child has to import torch and build its engine, whatever `stall` says."""
 
 
+class _PipeError(Exception):
+    """The worker process has closed its end of the connection."""
+
+
 class _GoneError(Exception):
-    """The worker process does not answer any more."""
+    """The worker process does not answer any more; says why."""
 
 
 class Executor(Protocol):
-    """Runs one trial at a time."""
+    """Runs trials, one group at a time."""
 
-    def run(self, job: TrialJob, on_epoch: Callable[[EpochRecord], bool], stop: StopSignal) -> TrialOutcome:
-        """Run a training and return what came out of it.
+    def run(
+        self, jobs: Sequence[TrialJob], on_epoch: Callable[[int, EpochRecord], bool], stop: StopSignal
+    ) -> list[TrialOutcome]:
+        """Run trainings as `Engine.run` does and return what came out of each.
 
         Raises:
             Interrupted: A signal came.
-            HarnessError: The machine failed, not the trial: a full disk, a changed image.
+            HarnessError: The machine failed, not a trial: a full disk, a changed image.
         """
+
+    def probe(self, job: ProbeJob, stop: StopSignal) -> ProbeRecord:
+        """Probe a backbone's features; raises as `run` does."""
 
     def close(self) -> None:
         """Free what the executor holds, at once."""
@@ -50,18 +59,17 @@ class InlineExecutor:
     def __init__(self, settings: EngineSettings, registry: Registry) -> None:
         from harness.engine.trial import Engine
 
-        self._engine = Engine(
-            registry,
-            settings.manifest,
-            device=settings.device,
-            threads=settings.threads,
-            home=settings.home,
-            cache=settings.cache,
-        )
+        self._engine = Engine(registry, settings)
 
-    def run(self, job: TrialJob, on_epoch: Callable[[EpochRecord], bool], stop: StopSignal) -> TrialOutcome:
-        """Run a trial here."""
-        return self._engine.run(job, on_step=stop.check, on_epoch=on_epoch)
+    def run(
+        self, jobs: Sequence[TrialJob], on_epoch: Callable[[int, EpochRecord], bool], stop: StopSignal
+    ) -> list[TrialOutcome]:
+        """Run trials here."""
+        return self._engine.run(jobs, on_step=stop.check, on_epoch=on_epoch)
+
+    def probe(self, job: ProbeJob, stop: StopSignal) -> ProbeRecord:
+        """Probe features here."""
+        return self._engine.probe(job, on_step=stop.check)
 
     def close(self) -> None:
         """Hold nothing."""
@@ -87,8 +95,44 @@ class ProcessExecutor:
         self._is_up = self._is_configured = False
         self._start()
 
-    def run(self, job: TrialJob, on_epoch: Callable[[EpochRecord], bool], stop: StopSignal) -> TrialOutcome:
-        """Run a trial in the child; a dead or hung child is this trial's outcome."""
+    def run(
+        self, jobs: Sequence[TrialJob], on_epoch: Callable[[int, EpochRecord], bool], stop: StopSignal
+    ) -> list[TrialOutcome]:
+        """Run trials in the child; a child that dies or hangs over one is that trial's outcome."""
+        try:
+            outcomes: list[TrialOutcome] = self._ask(list(jobs), on_epoch, stop)
+            return outcomes
+        except _GoneError as error:
+            if len(jobs) == 1:
+                return [TrialOutcome(state="failed", reason=str(error), detail=self._tail())]
+
+        def report(number: int) -> Callable[[int, EpochRecord], bool]:
+            return lambda _, record: on_epoch(number, record)
+
+        # Whose fault it was comes out when each runs alone.
+        return [self.run([job], report(number), stop)[0] for number, job in enumerate(jobs)]
+
+    def probe(self, job: ProbeJob, stop: StopSignal) -> ProbeRecord:
+        """Probe features in the child."""
+        try:
+            record: ProbeRecord = self._ask(job, lambda *_: False, stop)
+            return record
+        except _GoneError as error:
+            return ProbeRecord.failed(job.config.backbone, str(error))
+
+    def _ask(
+        self,
+        request: list[TrialJob] | ProbeJob,
+        on_epoch: Callable[[int, EpochRecord], bool],
+        stop: StopSignal,
+    ) -> Any:
+        """Return the child's answer.
+
+        Raises:
+            _GoneError: It died, or was killed because it hung.
+            Interrupted: A signal came.
+            HarnessError: The machine failed.
+        """
         if self._process is None:
             self._start()
         heard = time.monotonic()
@@ -97,7 +141,7 @@ class ProcessExecutor:
                 # Once for all trials: the manifest of an array data set holds its pixels.
                 self._send(self._settings)
                 self._is_configured = True
-            self._send(job)
+            self._send(request)
             while True:
                 if stop.code:
                     self.close()
@@ -108,29 +152,28 @@ class ProcessExecutor:
                     patience = self._stall if self._is_up else max(self._stall, _STARTUP)
                     if time.monotonic() - heard > patience:
                         self.close()
-                        return self._failed(f"hang: no training step for {self._stall} s")
+                        raise _GoneError(f"hang: no training step for {self._stall} s")
                     continue
                 heard = time.monotonic()
                 self._is_up = True
                 what, value = message
                 if what == "epoch":
-                    self._send(on_epoch(value))
+                    self._send(on_epoch(*value))
                 elif what == "done":
-                    outcome: TrialOutcome = value
-                    return outcome
+                    return value
                 elif what == "refused":
                     raise value
-        except _GoneError:
+        except _PipeError:
             code = self._process.wait() if self._process else 0
             self.close()
-            return self._failed(f"crash: the worker process ended with {_exit_name(code)}")
+            raise _GoneError(f"crash: the worker process ended with {_exit_name(code)}") from None
 
     def _send(self, value: object) -> None:
         assert self._connection is not None
         try:
             self._connection.send(value)
         except OSError as error:
-            raise _GoneError from error
+            raise _PipeError from error
 
     def _receive(self) -> tuple[str, Any] | None:
         """Return a message, or None when there was none for a moment."""
@@ -140,7 +183,7 @@ class ProcessExecutor:
                 return None
             message: tuple[str, Any] = self._connection.recv()
         except (EOFError, OSError) as error:
-            raise _GoneError from error
+            raise _PipeError from error
         return message
 
     def close(self) -> None:
@@ -153,9 +196,9 @@ class ProcessExecutor:
             self._connection.close()
             self._connection = None
 
-    def _failed(self, reason: str) -> TrialOutcome:
-        tail = self._log.read_text(errors="replace")[-4000:] if self._log.exists() else ""
-        return TrialOutcome(state="failed", reason=reason, detail=tail)
+    def _tail(self) -> str:
+        """Return the end of what the child printed."""
+        return self._log.read_text(errors="replace")[-4000:] if self._log.exists() else ""
 
     def _start(self) -> None:
         ours, theirs = Pipe()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sqlite3
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +17,7 @@ from harness import __version__
 from harness.config import StudyConfig
 from harness.documents import canonical, digest, from_json, read_document, write_document
 from harness.errors import StorageError
-from harness.records import Metric, State, TrialConfig, TrialRecord, read_records
+from harness.records import Metric, ProbeRecord, State, TrialConfig, TrialRecord, read_records
 from harness.search.sampling import build_pruner
 from harness.search.space import Space
 
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     import optuna
 
 SCHEMA = "harness.study-record/1"
-_WITHOUT_IDENTITY = ("name", "trials", "timeout", "run", "weights", "weights_dir", "dataset")
+PROBES_SCHEMA = "harness.probes/1"
+_WITHOUT_IDENTITY = ("name", "trials", "budget", "run", "weights", "weights_dir", "dataset")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +121,7 @@ class StudyFolder:
         folder._save()
         return folder
 
-    def want(self, trials: int) -> None:
+    def want(self, trials: int | None) -> None:
         """Store how many trials are wanted in total."""
         if self.document["trials"] != trials:
             self.document["trials"] = trials
@@ -129,6 +130,19 @@ class StudyFolder:
     def records(self) -> list[TrialRecord]:
         """Read the study's records."""
         return read_records(self.path)
+
+    def probes(self) -> tuple[ProbeRecord, ...]:
+        """Read what was found out about the backbones before the first trial; nothing where it was not."""
+        file = self.path / "probes.json"
+        if not file.exists():
+            return ()
+        document = read_document(file, PROBES_SCHEMA, "the probes of a study")
+        return tuple(from_json(ProbeRecord, probe) for probe in document["probes"])
+
+    def keep_probes(self, probes: Sequence[ProbeRecord]) -> None:
+        """Store the probes."""
+        document = {"schema": PROBES_SCHEMA, "probes": [dataclasses.asdict(probe) for probe in probes]}
+        write_document(self.path / "probes.json", document)
 
     def exports(self) -> list[ImportedTrial]:
         """Return all that a next generation can learn from: what this one imported, and its own trials."""
@@ -198,10 +212,10 @@ class StudyFolder:
                 fixes=["delete study.db and run the same command again: it is rebuilt from the records"],
             ) from error
 
-    def optuna_study(self, config: StudyConfig) -> optuna.Study:
-        """Open the Optuna index; if it is not exactly what the records say, build it anew.
+    def optuna_study(self, config: StudyConfig, end: int) -> optuna.Study:
+        """Open the Optuna index with the trials below a number; if it is not exactly those, build it anew.
 
-        A trial that a killed process left behind goes this way too: it is asked for again, from the same
+        A round that a killed process left behind goes this way too: it is asked for again, from the same
         history, so that nothing remains of the first try.
         """
         import optuna
@@ -226,8 +240,7 @@ class StudyFolder:
 
             study = create()
             trials = study.get_trials(deepcopy=False)
-            records = [record for record in self.records() if record.kind == "search"]
-            self._check_numbers(records)
+            records = [r for r in self.records() if r.kind == "search" and r.number < end]
             is_whole = all(trial.state.is_finished() for trial in trials)
             if is_whole and len(trials) == len(self.imports) + len(records):
                 return study
@@ -240,17 +253,23 @@ class StudyFolder:
             study.add_trial(self._recorded(record))
         return study
 
-    def _check_numbers(self, records: Sequence[TrialRecord]) -> None:
-        for expected, record in enumerate(records, start=len(self.imports)):
-            if record.number != expected:
-                raise StorageError(
-                    f"the record of trial {expected} is missing, later ones are there",
-                    where=str(self.path / "trials"),
-                    fixes=[
-                        "restore it from a copy",
-                        f"move the folders from {expected:04d} on away: these trials are run again",
-                    ],
-                )
+    def check_numbers(self, numbers: Collection[int], end: int) -> None:
+        """Check that no trial below a number is missing.
+
+        Raises:
+            StorageError: One is.
+        """
+        missing = set(range(len(self.imports), end)) - set(numbers)
+        if missing:
+            first = min(missing)
+            raise StorageError(
+                f"the record of trial {first} is missing, later ones are there",
+                where=str(self.path / "trials"),
+                fixes=[
+                    "restore it from a copy",
+                    f"move the folders from {first:04d} on away: these trials are run again",
+                ],
+            )
 
     def tell(self, study: optuna.Study, trial: optuna.Trial, record: TrialRecord) -> None:
         """Tell Optuna what a record says.

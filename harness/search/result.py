@@ -9,7 +9,7 @@ from pathlib import Path
 
 from harness.errors import NoTrialSucceeded
 from harness.leaderboard.rank import Leaderboard, rank
-from harness.records import Metric, TrialRecord, read_records
+from harness.records import Metric, ProbeRecord, TrialRecord, read_records
 from harness.search.folder import StudyFolder
 
 logger = logging.getLogger("harness.study")
@@ -23,12 +23,14 @@ class StudyResult:
     folder: Path
     dataset: str
     metric: Metric
-    trials: int
-    """Wanted in total."""
+    trials: int | None
+    """Wanted in total; None: as many as the budget pays for."""
     records: tuple[TrialRecord, ...]
     stopped: int = 0
     """Exit code of the signal that stopped it; 0 when it ran to its end."""
     timed_out: bool = False
+    """Whether the budget ended it before its last trial."""
+    probes: tuple[ProbeRecord, ...] = ()
 
     @property
     def exit_code(self) -> int:
@@ -61,6 +63,7 @@ def load_study(folder: Path) -> StudyResult:
         dataset=opened.document["dataset"],
         metric=opened.document["metric"],
         trials=opened.document["trials"],
+        probes=opened.probes(),
         records=tuple(read_records(folder, lambda error: logger.warning("left out: %s", error))),
     )
 

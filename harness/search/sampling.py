@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from harness.config import SearchConfig
 
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
 STARTUP_TRIALS = 6
 """Random trials before TPE and GP model the scores, and before the median pruner prunes."""
 
+COOLING = 0.9
+"""What is left, after each further trial, of the weight that TPE gives to cost."""
+
 
 def derive_seed(seed: int, purpose: str, number: int) -> int:
     """Return a seed of 31 bits for one trial, from the study's seed."""
@@ -21,8 +25,17 @@ def derive_seed(seed: int, purpose: str, number: int) -> int:
     return int.from_bytes(hashlib.sha256(text).digest()[:4], "big") >> 1
 
 
-def build_sampler(search: SearchConfig, seed: int) -> optuna.samplers.BaseSampler:
-    """Return a fresh sampler; one is built for each trial, so that it depends on the history alone."""
+def build_sampler(
+    search: SearchConfig, seed: int, *, cost: Callable[[Mapping[str, Any]], float], told: int
+) -> optuna.samplers.BaseSampler:
+    """Return a fresh sampler; one is built for each trial, so that it depends on the history alone.
+
+    Args:
+        search: Which one.
+        seed: Of this trial's proposal.
+        cost: Parameters -> predicted cost; TPE weighs it.
+        told: Trials of the history. The weight of the cost falls with them: by then cheap ones are known.
+    """
     import optuna
 
     with warnings.catch_warnings():
@@ -32,7 +45,14 @@ def build_sampler(search: SearchConfig, seed: int) -> optuna.samplers.BaseSample
             return optuna.samplers.RandomSampler(seed=seed)
         if search.sampler == "gp":
             return optuna.samplers.GPSampler(seed=seed, n_startup_trials=STARTUP_TRIALS)
-        return optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS)
+        from harness.search.tpe import CostAwareTPESampler
+
+        return CostAwareTPESampler(
+            cost=cost,
+            exponent=COOLING ** max(0, told - STARTUP_TRIALS),
+            seed=seed,
+            n_startup_trials=STARTUP_TRIALS,
+        )
 
 
 def build_pruner(search: SearchConfig, epochs: int) -> optuna.pruners.BasePruner:

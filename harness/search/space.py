@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
-from harness.config import Range, StudyConfig
+from harness.config import DEFAULT_TRIALS, Range, StudyConfig
 from harness.errors import HarnessError, UsageError
 from harness.records import TrialConfig
 from harness.registry import Registry
@@ -125,17 +125,31 @@ class Space:
             seed=seed,
         )
 
+    def probe_config(self, study: StudyConfig, backbone: str) -> TrialConfig:
+        """Return what a training of a backbone's head is told, to look at its features."""
+        point = {axis.name: axis.choices[0] if axis.choices else axis.low for axis in self.axes}
+        return self.trial_config(study, {**point, "backbone": backbone, "freeze_depth": 1.0}, study.seed)
+
+    @property
+    def backbones(self) -> tuple[str, ...]:
+        """The backbones to choose from."""
+        axis = next(axis for axis in self.axes if axis.name == "backbone")
+        return tuple(str(name) for name in axis.choices)
+
     @property
     def depths(self) -> tuple[float, ...]:
         """The freeze depths to choose from; none where they are an interval."""
         axis = next(axis for axis in self.axes if axis.name == "freeze_depth")
         return tuple(float(value) for value in axis.choices)
 
-    def sharing(self, trials: int) -> float:
-        """Return how many trials have one backbone and freeze depth, on average; at least 1."""
+    def sharing(self, trials: int | None) -> float:
+        """Return how many trials have one backbone and freeze depth, on average; at least 1.
+
+        Where a budget bounds a study, nobody knows how many trials it pays for: as many as by default.
+        """
         counts = [len(axis.choices) for axis in self.axes if axis.name in ("backbone", "freeze_depth")]
         # Of an interval of freeze depths each value comes once.
-        return max(1.0, trials / math.prod(counts)) if all(counts) else 1.0
+        return max(1.0, (trials or DEFAULT_TRIALS) / math.prod(counts)) if all(counts) else 1.0
 
     def to_json(self) -> dict[str, Any]:
         """Return the form that is stored with the study."""

@@ -164,12 +164,11 @@ def _preflight(
 ) -> dict[str, ResolvedWeights]:
     """Check the device and have the weights, before anything of the study is written."""
     if config.run.device not in ("auto", "cpu"):
-        from harness.engine.trial import choose_device
+        from harness.engine.device import choose_device
 
         choose_device(config.run.device)
-    backbones = next(axis.choices for axis in space.axes if axis.name == "backbone")
     return preflight(
-        [registry.backbones.get(str(name)) for name in backbones],
+        [registry.backbones.get(name) for name in space.backbones],
         init=config.init,
         weights=config.weights,
         weights_dir=config.weights_dir,

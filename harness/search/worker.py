@@ -9,6 +9,7 @@ import time
 from multiprocessing.connection import Connection
 from typing import Any
 
+from harness.engine.job import ProbeJob
 from harness.errors import HarnessError
 from harness.records import EpochRecord
 from harness.search.executors import portable
@@ -33,30 +34,28 @@ def main() -> None:
             last = time.monotonic()
             connection.send(("alive", None))
 
-    def on_epoch(record: EpochRecord) -> bool:
-        connection.send(("epoch", record))
+    def on_epoch(number: int, record: EpochRecord) -> bool:
+        connection.send(("epoch", (number, record)))
         verdict: bool = connection.recv()
         return verdict
 
     try:
         settings = connection.recv()
         try:
-            engine = Engine(
-                load_registry(settings.plugins),
-                settings.manifest,
-                device=settings.device,
-                threads=settings.threads,
-                home=settings.home,
-                cache=settings.cache,
-            )
+            engine = Engine(load_registry(settings.plugins), settings)
         except HarnessError as error:
             connection.send(("refused", portable(error)))
             return
         connection.send(("alive", None))
         while True:
-            job = connection.recv()
+            request = connection.recv()
             try:
-                connection.send(("done", engine.run(job, on_step=on_step, on_epoch=on_epoch)))
+                answer = (
+                    engine.probe(request, on_step=on_step)
+                    if isinstance(request, ProbeJob)
+                    else engine.run(request, on_step=on_step, on_epoch=on_epoch)
+                )
+                connection.send(("done", answer))
             except HarnessError as error:
                 connection.send(("refused", portable(error)))
     except (EOFError, BrokenPipeError, ConnectionResetError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from harness import StudyView, TrialConfig, TrialRecord, hookimpl, safe_text
+from harness import ProbeRecord, StudyView, TrialConfig, TrialRecord, hookimpl, safe_text
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -26,6 +26,7 @@ class Terminal:
         self._progress: Progress | None = None
         self._trials: TaskID | None = None
         self._epochs: TaskID | None = None
+        self._probes: list[ProbeRecord] = []
         self._records: list[TrialRecord] = []
         self._ended = 0
         self._finals = 0
@@ -39,14 +40,29 @@ class Terminal:
         self._records = list(records)
         self._ended = sum(record.kind == "search" for record in records)
         self._finals = len(records) - self._ended
-        verb = (
-            f"resumes at {self._ended} of {study.trials}"
-            if records
-            else f"{study.trials} trial{'s' * (study.trials > 1)}"
-        )
+        self._probes = []
+        of = f" of {study.trials}" if study.trials else ""
+        trials = f"{study.trials} trial{'s' * (study.trials > 1)}" if study.trials else "trials"
+        within = f" within {_duration(study.budget)}" if study.budget else ""
+        verb = (f"resumes at {self._ended}{of}" if records else trials) + within
         self._print(f"study {study.name} · {study.dataset} · {verb} · {study.folder}")
         if self._console.is_terminal and not self._console.is_dumb_terminal:
             self._open_live(study)
+
+    @hookimpl
+    def harness_probe_finished(self, study: StudyView, probe: ProbeRecord) -> None:
+        """Show what the features of a backbone are worth."""
+        self._probes.append(probe)
+        if self._live is not None:
+            self._refresh(study)
+        elif probe.reason:
+            self._print(f"[probe] none {probe.backbone}: {probe.reason}")
+        else:
+            ridge, nearest = _probed(study, probe)
+            self._print(
+                f"[probe] {_metric(study)} ridge {ridge:.4f} kNN {nearest:.4f} "
+                f"{probe.backbone} {probe.seconds:.1f}s"
+            )
 
     @hookimpl
     def harness_trial_started(self, study: StudyView, trial: TrialConfig, kind: str, number: int) -> None:
@@ -115,7 +131,9 @@ class Terminal:
             speed_estimate_period=3600,
         )
         self._trials = self._progress.add_task(
-            "study", total=study.trials + study.finals, completed=self._ended + self._finals
+            "study",
+            total=study.trials + study.finals if study.trials else None,
+            completed=self._ended + self._finals,
         )
         self._epochs = self._progress.add_task("starting", total=study.epochs)
         self._live = Live(self._view(study), console=self._console, refresh_per_second=4, transient=True)
@@ -140,6 +158,8 @@ class Terminal:
             (record for record in self._records if record.kind == "search" and record.scores),
             key=lambda record: -_score(study, record),
         )
+        if self._probes and not best:
+            return self._probe_table(study)
         table = Table(
             title=f"best by {_metric(study)} on val", title_justify="left", box=SIMPLE_HEAD, pad_edge=False
         )
@@ -158,9 +178,31 @@ class Terminal:
             )
         return table
 
+    def _probe_table(self, study: StudyView) -> Table:
+        """Return the first table there is: of what nothing was trained for."""
+        from rich.box import SIMPLE_HEAD
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(
+            title=f"features as they are, {_metric(study)} on val",
+            title_justify="left",
+            box=SIMPLE_HEAD,
+            pad_edge=False,
+        )
+        for name in ("backbone", "ridge", "kNN"):
+            table.add_column(name, overflow="fold")
+        for probe in sorted(self._probes, key=lambda probe: -probe.value(study.metric))[:SHOWN]:
+            scores = [f"{100 * score:.1f}" for score in _probed(study, probe)]
+            table.add_row(
+                Text(safe_text(probe.backbone)), *([safe_text(probe.reason), ""] if probe.reason else scores)
+            )
+        return table
+
     def _line(self, study: StudyView, record: TrialRecord) -> str:
         config = record.config
-        counter = f"{self._ended}/{study.trials}" if record.kind == "search" else "final"
+        of = f"/{study.trials}" if study.trials else ""
+        counter = f"{self._ended}{of}" if record.kind == "search" else "final"
         parts = [f"[{counter}]"]
         if record.scores:
             split = " val" if record.kind == "final" else ""
@@ -196,3 +238,16 @@ def _metric(study: StudyView) -> str:
 def _score(study: StudyView, record: TrialRecord) -> float:
     scores = record.scores["val"]
     return scores.f1 if study.metric == "f1" else scores.accuracy
+
+
+def _probed(study: StudyView, probe: ProbeRecord) -> tuple[float, float]:
+    if study.metric == "f1":
+        return probe.ridge_f1, probe.knn_f1
+    return probe.ridge_accuracy, probe.knn_accuracy
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    parts = [f"{hours}h" * bool(hours), f"{minutes}m" * bool(minutes), f"{rest}s" * bool(rest)]
+    return "".join(parts)

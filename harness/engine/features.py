@@ -1,0 +1,45 @@
+"""Feature vectors of images, for what needs no more of a frozen backbone: linear heads and probes."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from harness.engine.prefix import Prefix
+from harness.engine.source import Images
+
+
+class Features:
+    """What crosses the cut of a model of which only a linear head trains.
+
+    Args:
+        images: Says which labels and views there are.
+        prefix: Computes the features, or reads them from the store.
+    """
+
+    def __init__(self, images: Images, prefix: Prefix) -> None:
+        self._images = images
+        self._prefix = prefix
+        self._train: tuple[int, Tensor] | None = None
+        self._splits: dict[str, Tensor] = {}
+        self.train_size = len(images.labels["train"])
+
+    def train(self, epoch: int) -> Tensor:
+        """Return features (N, D) of the training images as augmented in an epoch, counted from 0."""
+        view = self._images.view(epoch)
+        if self._train is None or self._train[0] != view:
+            self._train = view, self._read("train", view)
+        return self._train[1]
+
+    def split(self, name: str) -> Tensor:
+        """Return features (N, D) of a split that is not augmented."""
+        if name not in self._splits:
+            self._splits[name] = self._read(name, 0)
+        return self._splits[name]
+
+    def labels(self, name: str) -> Tensor:
+        """Return int64 class numbers (N,) of a split."""
+        return self._images.labels[name]
+
+    def _read(self, split: str, view: int) -> Tensor:
+        (rows,) = self._prefix.fetch_all(split, view)
+        return rows.flatten(1)

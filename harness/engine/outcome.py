@@ -1,0 +1,112 @@
+"""What becomes of a training: scores from the predictions that are saved, or the reason of its failure."""
+
+from __future__ import annotations
+
+import errno
+import traceback
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import safetensors.numpy
+import torch
+
+from harness import metrics
+from harness.data.manifest import Item
+from harness.documents import file_sha256
+from harness.engine.fit import DivergedError, Prediction
+from harness.engine.job import TrialJob, TrialOutcome
+from harness.errors import DataError, HarnessError, StorageError
+from harness.records import CostRecord, EpochRecord
+
+_DISK_ERRORS = {errno.ENOSPC, errno.EROFS, errno.EIO, getattr(errno, "EDQUOT", errno.ENOSPC)}
+
+
+def succeed(
+    job: TrialJob,
+    predictions: Mapping[str, Prediction],
+    items: Mapping[str, Sequence[Item]],
+    *,
+    curve: Sequence[EpochRecord],
+    pruned: bool,
+    cost: CostRecord,
+    num_classes: int,
+    environment: Mapping[str, str],
+) -> TrialOutcome:
+    """Save the predictions of each split, and score each from what is saved."""
+    tensors: dict[str, npt.NDArray[Any]] = {}
+    scores = {}
+    for split, (probabilities, labels) in predictions.items():
+        scores[split] = metrics.evaluate(labels, probabilities.argmax(axis=1), num_classes)
+        tensors[f"{split}.probabilities"] = probabilities
+        tensors[f"{split}.labels"] = labels
+        digests = [list(bytes.fromhex(item.sha256)) for item in items[split]]
+        tensors[f"{split}.images"] = np.array(digests, dtype=np.uint8)
+    job.folder.mkdir(parents=True, exist_ok=True)
+    path = job.folder / "predictions.safetensors"
+    safetensors.numpy.save_file(tensors, str(path))
+    return TrialOutcome(
+        state="pruned" if pruned else "complete",
+        reason=f"pruned at epoch {len(curve)} of {job.config.epochs}" if pruned else "",
+        scores=scores,
+        curve=tuple(curve),
+        cost=cost,
+        predictions={path.name: file_sha256(path)},
+        environment=environment,
+    )
+
+
+def fail(
+    error: Exception, job: TrialJob, *, curve: Sequence[EpochRecord], environment: Mapping[str, str]
+) -> TrialOutcome:
+    """Return what an error makes of a training.
+
+    Raises:
+        StorageError, DataError: The machine failed, not the training.
+    """
+    raise_if_machine_failed(error, job)
+    detail = ""
+    if isinstance(error, DivergedError):
+        reason = f"nan: {error}"
+    elif isinstance(error, torch.OutOfMemoryError):
+        reason = f"oom: batch {job.config.batch_size} at {job.config.image_size} px: {say_in_a_line(error)}"
+    else:
+        reason = f"error: {error.what if isinstance(error, HarnessError) else say_in_a_line(error)}"
+        detail = "".join(traceback.format_exception(error))
+    return TrialOutcome(
+        state="failed",
+        reason=_encodable(reason),
+        detail=_encodable(detail),
+        curve=tuple(curve),
+        environment=environment,
+    )
+
+
+def raise_if_machine_failed(error: Exception, job: TrialJob) -> None:
+    """Raise what is worth trying again once the machine is repaired.
+
+    Raises:
+        StorageError, DataError: The error itself, or what an error of the disk means.
+    """
+    if isinstance(error, StorageError | DataError):
+        raise error
+    disk = isinstance(error, OSError) and error.errno in _DISK_ERRORS
+    if disk or isinstance(error, safetensors.SafetensorError):
+        raise StorageError(
+            "a trial's files cannot be read or written",
+            where=str(job.folder),
+            why=say_in_a_line(error),
+            fixes=["free disk space", "repair the disk, then run the same command again"],
+        ) from error
+
+
+def say_in_a_line(error: Exception) -> str:
+    """Return an error's type, and the first line of its message."""
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+
+
+def _encodable(text: str) -> str:
+    """Return text that a file can hold: an error's message may carry half of a character."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

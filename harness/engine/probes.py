@@ -1,0 +1,199 @@
+"""Probes: how far the features of a frozen backbone go, for a small part of what training a head takes."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from harness import metrics
+from harness.errors import DataError, UsageError
+
+ALPHAS = (1e0, 1e1, 1e2, 1e3, 1e4, 1e5)
+_ROWS = 4096
+"""Images that are in float64, or compared with all others, at a time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeResult:
+    """What a probe found on the validation split."""
+
+    accuracy: float
+    f1: float
+    """Macro average over the classes of the split, in [0, 1]."""
+    parameter: float
+    """The regularisation that was chosen, or the number of neighbours."""
+    logits: npt.NDArray[np.float32]
+    """(M, C), finite: their argmax is the class, their softmax the probabilities."""
+    seconds: float
+
+
+def ridge_probe(
+    features: Tensor,
+    labels: Tensor,
+    val_features: Tensor,
+    val_labels: Tensor,
+    num_classes: int,
+    *,
+    alphas: Sequence[float] = ALPHAS,
+    balanced: bool = False,
+) -> ProbeResult:
+    """Fit ridge regression to the classes in closed form, and choose its regularisation by macro-F1.
+
+    Features are standardised, targets are 1 for an image's class and -1 for the others, the intercept is
+    free: what scikit-learn's `StandardScaler` and `RidgeClassifier` do. All regularisations share one Gram
+    matrix, of the features or of the images, whichever are fewer. It is in float64, for its condition is that
+    of the features squared. A class without training images is never predicted.
+
+    Args:
+        features: (N, D) of the training split.
+        labels: int64 (N,), in [0, C).
+        val_features: (M, D).
+        val_labels: int64 (M,).
+        num_classes: C.
+        alphas: Factors of the squared norm of the weights; of equally good ones the largest is chosen.
+        balanced: Whether classes weigh the same, however many images they have.
+
+    Raises:
+        UsageError: An alpha is not positive, or all are too small for float64.
+        DataError: A split is empty, a feature is not finite, or a label is out of range.
+    """
+    started = time.perf_counter()
+    if not alphas or not min(alphas) > 0:
+        raise UsageError(f"alphas must be positive (got {tuple(alphas)!r})")
+    _check(features, labels, val_features, val_labels, num_classes)
+    counts = torch.bincount(labels, minlength=num_classes).double()
+    present = counts > 0
+    weights = torch.ones_like(labels, dtype=torch.float64)
+    if balanced:
+        weights = (len(labels) / present.sum() / counts)[labels]
+    intercept = 2 * torch.bincount(labels, weights=weights, minlength=num_classes) / len(labels) - 1
+    gram, targets, val_rows = _reduce(features, labels, weights, val_features, intercept)
+    best: ProbeResult | None = None
+    truth = val_labels.cpu().numpy()
+    # Below it, what is added to the Gram matrix is lost in the rounding of its largest eigenvalue.
+    least = float(torch.finfo(torch.float64).eps * gram.trace())
+    for alpha in sorted(alphas):
+        regularised = gram.clone()
+        regularised.diagonal().add_(alpha)
+        factor, failed = torch.linalg.cholesky_ex(regularised)
+        if failed or alpha < least:
+            continue
+        coefficients = torch.cholesky_solve(targets, factor)
+        logits = (val_rows @ coefficients.to(val_rows.dtype) + intercept).float()
+        logits[:, ~present] = logits.min() - 1
+        scores = logits.cpu().numpy()
+        accuracy, f1 = metrics.point_scores(truth, scores.argmax(axis=1), num_classes)
+        if best is None or f1 >= best.f1:
+            best = ProbeResult(accuracy=accuracy, f1=f1, parameter=alpha, logits=scores, seconds=0.0)
+    if best is None:
+        raise UsageError(
+            f"every alpha is too small for these features (got {tuple(alphas)!r})",
+            fixes=[f"use alphas far above {least:.1e}"],
+        )
+    return dataclasses.replace(best, seconds=time.perf_counter() - started)
+
+
+def knn_probe(
+    features: Tensor,
+    labels: Tensor,
+    val_features: Tensor,
+    val_labels: Tensor,
+    num_classes: int,
+    *,
+    k: int = 20,
+    temperature: float = 0.07,
+) -> ProbeResult:
+    """Let the nearest training images vote, by cosine similarity s with weight exp(s / temperature).
+
+    The protocol of DINO (Caron et al., ICCV 2021). Logits are logarithms of the shares of the votes.
+
+    Args:
+        features: (N, D) of the training split.
+        labels: int64 (N,), in [0, C).
+        val_features: (M, D).
+        val_labels: int64 (M,).
+        num_classes: C.
+        k: Neighbours; all images where there are fewer.
+        temperature: Positive.
+
+    Raises:
+        UsageError: `k` or `temperature` is not positive.
+        DataError: A split is empty, a feature is not finite, or a label is out of range.
+    """
+    started = time.perf_counter()
+    if k < 1 or not temperature > 0:
+        raise UsageError(f"k and temperature must be positive (got {k} and {temperature})")
+    _check(features, labels, val_features, val_labels, num_classes)
+    k = min(k, len(features))
+    known = torch.nn.functional.normalize(features.float())
+    shares = []
+    for part in val_features.split(_ROWS):
+        similarity, nearest = (torch.nn.functional.normalize(part.float()) @ known.T).topk(k)
+        # Less the largest, as in a softmax: a low temperature must not overflow.
+        votes = ((similarity - similarity[:, :1]) / temperature).exp().cpu()
+        share = torch.zeros(len(part), num_classes).scatter_add_(1, labels[nearest].cpu(), votes)
+        shares.append(share / votes.sum(dim=1, keepdim=True))
+    logits = torch.cat(shares).clamp(min=torch.finfo(torch.float32).tiny).log().numpy()
+    accuracy, f1 = metrics.point_scores(val_labels.cpu().numpy(), logits.argmax(axis=1), num_classes)
+    seconds = time.perf_counter() - started
+    return ProbeResult(accuracy=accuracy, f1=f1, parameter=k, logits=logits, seconds=seconds)
+
+
+def _reduce(
+    features: Tensor, labels: Tensor, weights: Tensor, val_features: Tensor, intercept: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what weighted least squares solves, and the rows that predict from its solution.
+
+    Of shapes (n, n), (n, C) and (M, n), where n is the smaller of D and N.
+    """
+    size, dim = features.shape
+    eps = torch.finfo(torch.float64).eps
+    mean, variance = (features.new_zeros(dim, dtype=torch.float64) for _ in range(2))
+    for part in features.split(_ROWS):
+        mean += part.double().sum(dim=0) / size
+    for part in features.split(_ROWS):
+        variance += (part.double() - mean).square().sum(dim=0) / size
+    # A constant feature says nothing; what rounding leaves of its variance would make noise of it.
+    constant = variance <= size * eps * variance + (size * mean * eps) ** 2
+    scale = variance.sqrt().masked_fill(constant, 1.0)
+    centre = torch.zeros_like(mean)
+    for part, weight in zip(features.split(_ROWS), weights.split(_ROWS), strict=True):
+        centre += weight @ ((part.double() - mean) / scale) / size
+
+    def standardise(part: Tensor) -> Tensor:
+        return (part.double() - mean) / scale - centre
+
+    def weigh(part: Tensor, label: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        membership = 2.0 * torch.nn.functional.one_hot(label, len(intercept)) - 1
+        root = weight.sqrt()[:, None]
+        return root * standardise(part), root * (membership - intercept)
+
+    if size < dim:
+        rows, targets = weigh(features, labels, weights)
+        return rows @ rows.T, targets, standardise(val_features) @ rows.T
+    gram, products = mean.new_zeros(dim, dim), mean.new_zeros(dim, len(intercept))
+    for parts in zip(features.split(_ROWS), labels.split(_ROWS), weights.split(_ROWS), strict=True):
+        rows, targets = weigh(*parts)
+        gram.addmm_(rows.T, rows)
+        products.addmm_(rows.T, targets)
+    val_rows = torch.cat([standardise(part).float() for part in val_features.split(_ROWS)])
+    return gram, products, val_rows
+
+
+def _check(
+    features: Tensor, labels: Tensor, val_features: Tensor, val_labels: Tensor, num_classes: int
+) -> None:
+    for split, x, y in (("train", features, labels), ("val", val_features, val_labels)):
+        if not len(y) or len(x) != len(y):
+            raise DataError(f"the {split} split has {len(x)} features and {len(y)} labels")
+        if not x.isfinite().all():
+            raise DataError(f"features of the {split} split are not finite")
+        if y.min() < 0 or y.max() >= num_classes:
+            raise DataError(f"labels of the {split} split are not in [0, {num_classes})")

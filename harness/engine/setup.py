@@ -1,0 +1,164 @@
+"""Set up trials from what those of one study share: models, decoded images, activations."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import timm
+import torch
+from torch import nn
+
+from harness.data.bank import Bank, short_side
+from harness.data.manifest import Item
+from harness.documents import canonical
+from harness.engine.cost import Bandwidth
+from harness.engine.device import choose_device, environment_facts
+from harness.engine.job import EngineSettings, TrialJob
+from harness.engine.model import FrozenPart, Models
+from harness.engine.prefix import Prefix, Sharing
+from harness.engine.source import Images
+from harness.engine.store import ActivationStore, default_budget
+from harness.isolation import kept_random_state, seed_all
+from harness.records import TrialConfig
+from harness.registry import Registry
+from harness.specs import BackboneSpec, InputSpec
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """A trial that is ready to train."""
+
+    model: nn.Module
+    part: FrozenPart
+    images: Images
+    prefix: Prefix | None
+    """None where nothing is cut."""
+
+
+class Setup:
+    """Sets up the trials of one study on one device.
+
+    Args:
+        registry: Where components come from.
+        settings: Data set, device and cache.
+
+    Raises:
+        UsageError: The device is not there.
+    """
+
+    def __init__(self, registry: Registry, settings: EngineSettings) -> None:
+        self._registry = registry
+        self._manifest = settings.manifest
+        self._home = settings.home
+        self._dataset_key = settings.manifest.protocol().splits["train"]
+        self.device = choose_device(settings.device)
+        if settings.threads:
+            torch.set_num_threads(settings.threads)
+        folder = settings.home / "activations"
+        budget = default_budget(folder) if settings.cache is None else settings.cache
+        self._store = ActivationStore(folder, budget)
+        self._bandwidth = Bandwidth()
+        self._models = Models(len(settings.manifest.classes))
+
+    @contextmanager
+    def tidied(self) -> Iterator[None]:
+        """Leave random numbers as they were, and nothing that others wait for."""
+        try:
+            with kept_random_state():
+                yield
+        finally:
+            # Until the next trial, so that others may make room.
+            self._store.close()
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def build(self, job: TrialJob) -> tuple[nn.Module, FrozenPart]:
+        """Build a trial's model and freeze it."""
+        backbone = self._registry.backbones.get(job.config.backbone).spec
+        seed_all(job.config.seed)
+        return self._models.build(backbone, job.config, job.weights)
+
+    def open(self, job: TrialJob, on_step: Callable[[], None]) -> Opened:
+        """Build a trial's model, and what it reads its images from."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        backbone = self._registry.backbones.get(job.config.backbone).spec
+        model, part = self.build(job)
+        images = self._images(job.config, job.test, input_of(backbone, job.config), on_step)
+        prefix = self._prefix(model, part, job, images, on_step)
+        on_step()
+        return Opened(model=model, part=part, images=images, prefix=prefix)
+
+    def _prefix(
+        self,
+        model: nn.Module,
+        part: FrozenPart,
+        job: TrialJob,
+        images: Images,
+        on_step: Callable[[], None],
+    ) -> Prefix | None:
+        """Return what runs a model's frozen part; the model is not trained yet. None where nothing is cut."""
+        config = job.config
+        if part.cut.method == "none":
+            return None
+        backbone = self._registry.backbones.get(config.backbone).spec
+        twin, parts = self._models.copy_untrained(
+            model, backbone, config, job.weights, job.depths, self.device
+        )
+        facts = environment_facts(self.device, config.precision)
+        return Prefix(
+            twin,
+            part,
+            parts,
+            images,
+            store=self._store if self._store.budget else None,
+            facts={
+                "backbone": config.backbone,
+                "batch": str(config.batch_size),
+                "cpu": torch.backends.cpu.get_cpu_capability(),
+                "torch": torch.__version__,
+                "timm": timm.__version__,
+                **{
+                    name: facts[name]
+                    for name in ("device", "precision", "threads", "system", "cuda", "cudnn")
+                },
+            },
+            sharing=Sharing(epochs=config.epochs, trials=job.sharing if job.weights else 1.0),
+            batch_size=config.batch_size,
+            precision=config.precision,
+            bandwidth=self._bandwidth,
+            on_step=on_step,
+        )
+
+    def _images(
+        self,
+        config: TrialConfig,
+        test: tuple[Item, ...],
+        inputs: InputSpec,
+        on_step: Callable[[], None],
+    ) -> Images:
+        items = {"train": self._manifest.of("train"), "val": self._manifest.of("val"), "test": test}
+        items = {split: part for split, part in items.items() if part}
+        resize = short_side(inputs.size, inputs.crop)
+        augmentation = self._registry.augmentations.get(config.augmentation)
+        return Images(
+            {
+                split: Bank.open(part, resize, inputs.interpolation, self._home, on_chunk=on_step)
+                for split, part in items.items()
+            },
+            {split: torch.tensor([item.label for item in part]) for split, part in items.items()},
+            policy=augmentation.spec.build(inputs),
+            policy_name=config.augmentation,
+            policy_key=canonical(dataclasses.asdict(augmentation.provider)),
+            varies=augmentation.spec.varies,
+            dataset_key=self._dataset_key,
+            inputs=inputs,
+            device=self.device,
+        )
+
+
+def input_of(backbone: BackboneSpec, config: TrialConfig) -> InputSpec:
+    """Return how images enter the backbone in this trial."""
+    return dataclasses.replace(backbone.input, size=config.image_size)

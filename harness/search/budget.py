@@ -1,0 +1,78 @@
+"""A study's time: what is left of it for the search, once the finalists have had theirs."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+
+from harness.config import FinalizeConfig
+from harness.records import TrialConfig, TrialRecord
+from harness.search.cost import CostModel
+from harness.search.result import choose_finalists
+
+SLACK = 0.02
+"""Share of the budget that a training may run over before it is ended at the next epoch."""
+
+
+class Budget:
+    """Seconds that one run of a study may take, from now on.
+
+    Args:
+        seconds: Of them; None: without end.
+        finalize: The finalists that the search must leave time for.
+    """
+
+    def __init__(self, seconds: float | None, finalize: FinalizeConfig) -> None:
+        self._began = time.monotonic()
+        self._seconds = seconds if seconds is not None else math.inf
+        self._finalize = finalize
+        self._reserve = 0.0
+        self._has_result = False
+        self.is_spent = False
+        """Whether a training was left out, or ended, for lack of time."""
+
+    @property
+    def left(self) -> float:
+        """Seconds."""
+        return self._seconds - (time.monotonic() - self._began)
+
+    def plan(self, records: Sequence[TrialRecord]) -> None:
+        """Set time aside for the finalists as they are now.
+
+        Until a trial is complete there is no end: a study without a result would be no use of the time.
+        """
+        self._has_result = any(record.state == "complete" for record in records)
+        if math.isfinite(self._seconds):
+            costs = CostModel(records)
+            finalists = choose_finalists(records, self._finalize.top)
+            each = [costs.final_seconds(record) for record in finalists]
+            # Of those that are not known yet, the dearest known stands for each.
+            each += [max(each, default=0.0)] * (self._finalize.top - len(each))
+            self._reserve = self._finalize.seeds * sum(each)
+
+    def pays_for(self, configs: Sequence[TrialConfig], costs: CostModel) -> bool:
+        """Say whether there is time for trials that run together; notes it when there is not."""
+        predicted = [costs.seconds(config) or 0.0 for config in configs]
+        return self._pays(sum(predicted) + self._reserve)
+
+    def pays_for_final(self, record: TrialRecord, costs: CostModel) -> bool:
+        """Say whether there is time to train a finalist; notes it when there is not."""
+        return self._pays(costs.final_seconds(record))
+
+    def _pays(self, seconds: float) -> bool:
+        # What is predicted is the worst seen: a little more than there is will do.
+        pays = self.left > 0 and seconds <= self.left + SLACK * self._seconds
+        if math.isinf(self._seconds) or not self._has_result:
+            return True
+        self.is_spent = self.is_spent or not pays
+        return pays
+
+    def is_overrun(self, seconds: float, *, final: bool) -> bool:
+        """Say whether another epoch of some seconds would go too far over the time there is."""
+        if math.isinf(self._seconds) or not self._has_result:
+            return False
+        reserve = 0.0 if final else self._reserve
+        over = self.left - reserve - seconds < -SLACK * self._seconds
+        self.is_spent = self.is_spent or over
+        return over

@@ -1,0 +1,74 @@
+"""What trials cost: counted work, the same on every machine, and seconds as measured on this one."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+import numpy as np
+
+from harness.records import TrialConfig, TrialRecord
+
+OVERHEAD = 0.02
+"""What a training costs beside its work: a share of that of the largest model seen, trained whole."""
+
+
+class CostModel:
+    """Predicts the cost of trials from the records of others.
+
+    A backbone of which there is no record counts as the mean of those there are; between the freeze depths
+    that were seen, the frozen share of its work is interpolated.
+
+    Args:
+        records: Of one study.
+    """
+
+    def __init__(self, records: Sequence[TrialRecord]) -> None:
+        self._flops: dict[str, float] = {}
+        self._shares: dict[str, dict[float, float]] = {}
+        for record in records:
+            cost, config = record.cost, record.config
+            if cost is None or cost.flops is None or cost.frozen_flop_share is None:
+                continue
+            self._flops[config.backbone] = cost.flops
+            shares = self._shares.setdefault(config.backbone, {0.0: 0.0, 1.0: 1.0})
+            # What runs before the cut costs nothing only where there is one.
+            shares[config.freeze_depth] = cost.frozen_flop_share if cost.cut != "none" else 0.0
+        self._mean = statistics.fmean(self._flops.values()) if self._flops else 1.0
+        self._largest = max(self._flops.values(), default=1.0)
+        self._seconds: dict[str, list[float]] = {}
+        for record in records:
+            if record.cost is not None and record.curve:
+                work = self.work(record.config.backbone, record.config.freeze_depth) * len(record.curve)
+                self._seconds.setdefault(record.config.backbone, []).append(record.cost.total_seconds / work)
+
+    def work(self, backbone: str, freeze_depth: float) -> float:
+        """Return the work of training on one image, relative to a forward pass of the largest backbone seen.
+
+        A backward pass counts as two forward passes.
+        """
+        shares = self._shares.get(backbone, {0.0: 0.0, 1.0: 1.0})
+        depths = sorted(shares)
+        frozen = float(np.interp(freeze_depth, depths, [shares[depth] for depth in depths]))
+        relative = self._flops.get(backbone, self._mean) / self._largest
+        return 3 * (relative * (1 - frozen) + OVERHEAD)
+
+    def seconds(self, config: TrialConfig) -> float | None:
+        """Return how long a whole trial would take here; None before there is anything to go by.
+
+        On the safe side: of the backbone's trials so far, that which took longest for its work.
+        """
+        known = self._seconds.get(config.backbone) or [s for some in self._seconds.values() for s in some]
+        if not known:
+            return None
+        return max(known) * self.work(config.backbone, config.freeze_depth) * config.epochs
+
+    def final_seconds(self, record: TrialRecord) -> float:
+        """Return how long it would take to train a trial again and to test it."""
+        predicted = self.seconds(record.config) or 0.0
+        trained = record.config.epochs * sum(record.dataset.counts.get("train", ()))
+        tested = sum(record.dataset.counts.get("test", ()))
+        whole = self.work(record.config.backbone, 0.0)
+        # A forward pass over the test split, frozen part included.
+        per_work = predicted / (trained * self.work(record.config.backbone, record.config.freeze_depth))
+        return predicted + tested * per_work * whole / 3

@@ -1,0 +1,70 @@
+"""Rounds of trials: asked for together, run in an order that keeps stored activations hot."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from harness.records import Metric, ProbeRecord, TrialConfig
+
+SIZE = 4
+"""Trials of a round. What they propose depends on the rounds before, not on one another's scores."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rounds:
+    """How trials are divided."""
+
+    start: int
+    """Number of the first trial that is not imported."""
+    first: int
+    """Trials of the first round."""
+    size: int = SIZE
+    """Of every other round."""
+
+    def bounds(self, number: int) -> tuple[int, int]:
+        """Return the first number of the round that a trial belongs to, and that of the next round."""
+        opened = self.start + self.first
+        if number < opened:
+            return self.start, opened
+        begin = opened + (number - opened) // self.size * self.size
+        return begin, begin + self.size
+
+
+def allocate(backbones: Sequence[str], probes: Sequence[ProbeRecord], size: int, metric: Metric) -> list[str]:
+    """Return the backbones of the first trials: each once, the best probes first, then the better half again.
+
+    A probe sets the order; it drops nobody, for what trains best is not always what tells most apart before.
+    """
+    values = {probe.backbone: probe.value(metric) for probe in probes}
+    ranked = sorted(backbones, key=lambda name: -values.get(name, 0.0))
+    better = ranked[: math.ceil(len(ranked) / 2)]
+    more = [better[number % len(better)] for number in range(max(0, size - len(ranked)))]
+    return [*ranked, *more]
+
+
+def order(configs: Mapping[int, TrialConfig]) -> list[list[int]]:
+    """Return the numbers of a round's trials in the order they run, those that run together as one group.
+
+    Together run those that train nothing but the head of one backbone, on the same images. Backbones follow
+    one another as they were proposed, and within each the cheapest, most frozen trials come first.
+    """
+    places: dict[str, int] = {}
+    for config in configs.values():
+        places.setdefault(config.backbone, len(places))
+
+    def key(number: int) -> tuple[int, float, str]:
+        config = configs[number]
+        return places[config.backbone], -config.freeze_depth, config.augmentation
+
+    groups: list[list[int]] = []
+    for number in sorted(configs, key=lambda number: (*key(number), number)):
+        config = configs[number]
+        alike = groups and key(groups[-1][0]) == key(number)
+        # Random weights are each trial's own.
+        if alike and config.freeze_depth == 1 and config.init == "pretrained":
+            groups[-1].append(number)
+        else:
+            groups.append([number])
+    return groups

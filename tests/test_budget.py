@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from types import SimpleNamespace
+
+import pytest
+from records_factory import make_record
+
+from harness import run_study
+from harness.config import FinalizeConfig
+from harness.search import budget as module
+from harness.search.budget import Budget
+from harness.search.cost import CostModel
+
+
+class Clock:
+    def __init__(self):
+        self.now = 0.0
+
+    def monotonic(self):
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(module, "time", clock)
+    return clock
+
+
+def lasted(seconds, **changes):
+    record = make_record(**changes)
+    config = dataclasses.replace(record.config, epochs=len(record.curve))
+    cost = dataclasses.replace(record.cost, flops=1e6, frozen_flop_share=0.25, total_seconds=seconds)
+    return dataclasses.replace(record, config=config, cost=cost)
+
+
+def test_the_finalists_time_is_set_aside(clock):
+    records = [lasted(10, number=0), lasted(10, number=1, lr=2e-4)]
+    costs = CostModel(records)
+    reserve = sum(costs.final_seconds(record) for record in records)
+    budget = Budget(100, FinalizeConfig(top=2))
+    budget.plan(records)
+    clock.now = 100 - reserve - 10
+    assert budget.pays_for([records[0].config], costs)
+    assert not budget.pays_for([records[0].config] * 2, costs)
+    assert budget.is_spent
+    assert budget.pays_for_final(records[0], costs)
+
+
+def test_a_training_that_takes_longer_than_foreseen_ends_at_an_epoch(clock):
+    budget = Budget(100, FinalizeConfig(top=0))
+    clock.now = 95
+    assert not budget.is_overrun(8, final=False), "there is no result yet"
+    budget.plan([lasted(10)])
+    assert not budget.is_overrun(6, final=False)
+    assert budget.is_overrun(8, final=False)
+    assert budget.is_spent
+
+
+def test_without_a_budget_everything_is_paid_for(clock):
+    budget = Budget(None, FinalizeConfig())
+    record = lasted(1e9)
+    budget.plan([record])
+    clock.now = 1e12
+    assert budget.left == math.inf
+    assert budget.pays_for([record.config], CostModel([record]))
+    assert not budget.is_overrun(1e9, final=False)
+    assert not budget.is_spent
+
+
+def test_a_study_within_a_budget_ends_with_its_finalist_and_says_why(tiny, registry, tmp_path, monkeypatch):
+    ticks = itertools.count()
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: float(next(ticks))))
+    config = tiny(trials=None, budget=40, space={"freeze_depth": [0.0, 1.0]}, finalize={"top": 1})
+    result = run_study(config, registry=registry, runs=tmp_path)
+    assert result.trials is None
+    assert result.timed_out
+    kinds = [record.kind for record in result.records]
+    assert kinds.count("final") == 1
+    assert 1 <= kinds.count("search") < 40

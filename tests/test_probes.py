@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from harness.engine.probes import knn_probe, ridge_probe
+from harness.errors import DataError, UsageError
+
+
+def draw(num_classes=4, dim=6, size=40, val_size=30, seed=0, spread=1.0):
+    """Return correlated features of classes that differ in number, and labels, of two splits."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.randn(num_classes, dim, generator=generator)
+    mixing = torch.randn(dim, dim, generator=generator)
+    splits = []
+    for count in (size, val_size):
+        labels = (num_classes * torch.rand(count, generator=generator) ** 2).long()
+        noise = spread * torch.randn(count, dim, generator=generator)
+        splits += [3 + (centres[labels] + noise) @ mixing, labels]
+    return splits
+
+
+def sklearn_decisions(x, y, x_val, alpha, balanced):
+    from sklearn.linear_model import RidgeClassifier
+    from sklearn.preprocessing import StandardScaler
+
+    scaler = StandardScaler().fit(x.double())
+    model = RidgeClassifier(alpha=alpha, class_weight="balanced" if balanced else None, solver="cholesky")
+    model.fit(scaler.transform(x.double()), y)
+    return model.decision_function(scaler.transform(x_val.double()))
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+@pytest.mark.parametrize("dim", [6, 90])
+@pytest.mark.parametrize("alpha", [0.1, 10.0, 3000.0])
+def test_ridge_decides_as_scikit_learn_does(dim, alpha, balanced):
+    x, y, x_val, y_val = draw(dim=dim)
+    result = ridge_probe(x, y, x_val, y_val, 4, alphas=[alpha], balanced=balanced)
+    np.testing.assert_allclose(
+        result.logits, sklearn_decisions(x, y, x_val, alpha, balanced), rtol=1e-4, atol=1e-5
+    )
+    assert result.parameter == alpha
+    assert result.accuracy == (result.logits.argmax(axis=1) == y_val.numpy()).mean()
+
+
+def test_two_classes_are_two_opposite_logits():
+    x, y, x_val, y_val = draw(num_classes=2)
+    result = ridge_probe(x, y, x_val, y_val, 2, alphas=[1.0])
+    np.testing.assert_allclose(result.logits[:, 1], sklearn_decisions(x, y, x_val, 1.0, False), rtol=1e-4)
+    np.testing.assert_allclose(result.logits[:, 0], -result.logits[:, 1], atol=1e-5)
+
+
+@pytest.mark.parametrize("dim", [6, 90])
+def test_the_chosen_alpha_has_the_best_macro_f1_and_of_equals_is_the_largest(dim):
+    data = draw(dim=dim, spread=2.0)
+    alphas = [1e4, 1e-1, 1e1, 1e2]
+    each = {alpha: ridge_probe(*data, 4, alphas=[alpha]).f1 for alpha in alphas}
+    chosen = ridge_probe(*data, 4, alphas=alphas)
+    assert chosen.f1 == max(each.values())
+    assert chosen.parameter == max(alpha for alpha, f1 in each.items() if f1 == chosen.f1)
+
+
+def test_rows_beyond_one_part_change_nothing(monkeypatch):
+    from harness.engine import probes
+
+    data = draw(size=50)
+    whole = ridge_probe(*data, 4), knn_probe(*data, 4)
+    monkeypatch.setattr(probes, "_ROWS", 7)
+    parts = ridge_probe(*data, 4), knn_probe(*data, 4)
+    for one, other in zip(whole, parts, strict=True):
+        np.testing.assert_allclose(one.logits, other.logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("probe", [ridge_probe, knn_probe])
+def test_a_probe_repeats_bit_for_bit_and_leaves_its_arguments(probe):
+    data = draw(size=60)
+    copies = [part.clone() for part in data]
+    first, second = probe(*data, 4), probe(*data, 4)
+    assert np.array_equal(first.logits, second.logits)
+    assert (first.accuracy, first.f1, first.parameter) == (second.accuracy, second.f1, second.parameter)
+    assert all(map(torch.equal, data, copies))
+    assert first.seconds > 0
+    assert first.logits.dtype == np.float32
+
+
+@pytest.mark.parametrize("dim", [6, 90])
+def test_constant_features_change_nothing(dim):
+    x, y, x_val, y_val = draw(dim=dim)
+    constant = torch.tensor([0.0, 0.1, 1e6])
+    wide, wide_val = (torch.cat([part, constant.expand(len(part), 3)], dim=1) for part in (x, x_val))
+    wider = ridge_probe(wide, y, wide_val, y_val, 4)
+    np.testing.assert_allclose(wider.logits, ridge_probe(x, y, x_val, y_val, 4).logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("probe", [ridge_probe, knn_probe])
+def test_features_that_say_nothing_still_give_a_legal_answer(probe):
+    _, y, _, y_val = draw()
+    result = probe(torch.zeros(40, 5), y, torch.zeros(30, 5), y_val, 4)
+    assert np.isfinite(result.logits).all()
+    assert 0 <= result.f1 <= result.accuracy <= 1
+
+
+@pytest.mark.parametrize("probe", [ridge_probe, knn_probe])
+@pytest.mark.parametrize("dim", [6, 90])
+def test_a_class_without_training_images_is_never_predicted(probe, dim):
+    x, y, x_val, y_val = draw(dim=dim)
+    kept = y != 2
+    result = probe(x[kept], y[kept], x_val, y_val, 7)
+    assert result.logits.shape == (30, 7)
+    assert set(result.logits.argmax(axis=1).tolist()) <= {0, 1, 3}
+    assert np.isfinite(result.logits).all()
+
+
+@pytest.mark.parametrize("probe", [ridge_probe, knn_probe])
+def test_splits_of_one_class_are_scored(probe):
+    x, _, x_val, _ = draw()
+    ones, val_ones = torch.ones(40, dtype=torch.int64), torch.ones(30, dtype=torch.int64)
+    result = probe(x, ones, x_val, val_ones, 4)
+    assert result.accuracy == result.f1 == 1.0
+    one_image = probe(x[:1], ones[:1], x_val, val_ones, 4)
+    assert one_image.accuracy == 1.0
+
+
+def test_neighbours_vote_by_the_exponential_of_their_cosine():
+    generator = torch.Generator().manual_seed(0)
+    x, x_val = torch.randn(12, 3, generator=generator), torch.randn(5, 3, generator=generator)
+    y, y_val = torch.arange(12) % 3, torch.arange(5) % 3
+    result = knn_probe(x, y, x_val, y_val, 3, k=4)
+    for row, logits in zip(x_val, result.logits, strict=True):
+        cosines = torch.nn.functional.cosine_similarity(row[None], x).tolist()
+        votes = np.zeros(3)
+        for i in sorted(range(12), key=lambda i: -cosines[i])[:4]:
+            votes[y[i]] += np.exp(cosines[i] / 0.07)
+        np.testing.assert_allclose(np.exp(logits), votes / votes.sum(), rtol=1e-4, atol=1e-6)
+    assert result.parameter == 4
+
+
+def test_few_images_all_vote_and_a_low_temperature_does_not_overflow():
+    x, y, x_val, y_val = draw(size=9)
+    result = knn_probe(x, y, x_val, y_val, 4, temperature=1e-4)
+    assert result.parameter == 9
+    assert np.isfinite(result.logits).all()
+
+
+def test_probes_find_what_is_there():
+    x, y, x_val, y_val = draw(spread=0.05)
+    assert ridge_probe(x, y, x_val, y_val, 4).f1 > 0.95
+    assert knn_probe(x, y, x_val, y_val, 4, k=3).f1 > 0.95
+
+
+@pytest.mark.parametrize("probe", [ridge_probe, knn_probe])
+def test_bad_data_is_refused(probe):
+    x, y, x_val, y_val = draw()
+    broken = x.clone()
+    broken[3, 2] = torch.nan
+    with pytest.raises(DataError, match="train split are not finite"):
+        probe(broken, y, x_val, y_val, 4)
+    with pytest.raises(DataError, match="val split has 0 features"):
+        probe(x, y, x_val[:0], y_val[:0], 4)
+    with pytest.raises(DataError, match="train split has 39 features and 40 labels"):
+        probe(x[1:], y, x_val, y_val, 4)
+    with pytest.raises(DataError, match="not in"):
+        probe(x, y, x_val, y_val, 3)
+
+
+def test_bad_settings_are_refused():
+    data = draw(dim=90)
+    for alphas in ([], [0.0], [-1.0, 1.0], [float("nan")]):
+        with pytest.raises(UsageError, match="alphas must be positive"):
+            ridge_probe(*data, 4, alphas=alphas)
+    with pytest.raises(UsageError, match="positive"):
+        knn_probe(*data, 4, k=0)
+    with pytest.raises(UsageError, match="positive"):
+        knn_probe(*data, 4, temperature=0.0)
+
+
+def test_an_alpha_below_the_features_precision_is_passed_over():
+    data = draw(size=90, dim=40)
+    doubled = [torch.cat([part, part], 1) if part.ndim == 2 else part for part in data]
+    assert ridge_probe(*doubled, 4, alphas=[1e-300, 1.0]).parameter == 1.0
+    with pytest.raises(UsageError, match="too small"):
+        ridge_probe(*doubled, 4, alphas=[1e-300])

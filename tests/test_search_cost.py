@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from records_factory import make_config, make_record
+
+from harness.search.cost import OVERHEAD, CostModel
+
+
+def measured(backbone, depth, *, flops, share, seconds=1.0, cut="trace"):
+    record = make_record(backbone=backbone, freeze_depth=depth)
+    cost = dataclasses.replace(
+        record.cost, flops=flops, frozen_flop_share=share, total_seconds=seconds, cut=cut
+    )
+    return dataclasses.replace(record, cost=cost)
+
+
+def test_work_falls_with_the_frozen_share_and_grows_with_the_backbone():
+    costs = CostModel(
+        [measured("small", 0.5, flops=1e6, share=0.8), measured("large", 0.0, flops=4e6, share=0)]
+    )
+    assert costs.work("large", 0.0) == pytest.approx(3 * (1 + OVERHEAD))
+    assert costs.work("small", 0.5) == pytest.approx(3 * (0.25 * 0.2 + OVERHEAD))
+    assert costs.work("small", 0.25) == pytest.approx(3 * (0.25 * 0.6 + OVERHEAD))
+    assert costs.work("large", 1.0) == pytest.approx(3 * OVERHEAD)
+
+
+def test_a_model_that_cannot_be_cut_saves_nothing():
+    costs = CostModel([measured("a", 1.0, flops=1e6, share=1.0, cut="none")])
+    assert costs.work("a", 1.0) == costs.work("a", 0.0)
+
+
+def test_a_backbone_without_records_counts_as_the_mean():
+    costs = CostModel([measured("a", 0.0, flops=1e6, share=0), measured("b", 0.0, flops=3e6, share=0)])
+    assert costs.work("c", 0.0) == pytest.approx(3 * (2 / 3 + OVERHEAD))
+
+
+def test_work_does_not_depend_on_the_seconds_of_this_machine():
+    fast, slow = ([measured("a", 0.5, flops=1e6, share=0.4, seconds=s)] for s in (1, 50))
+    assert CostModel(fast).work("a", 0.25) == CostModel(slow).work("a", 0.25)
+
+
+def test_seconds_are_those_of_the_slowest_trial_for_its_work_and_nothing_without_one():
+    assert CostModel([]).seconds(make_config()) is None
+    records = [measured("a", 0.0, flops=1e6, share=0, seconds=s) for s in (10, 30)]
+    epochs = len(records[0].curve)
+    costs = CostModel(records)
+    assert costs.seconds(make_config(backbone="a", freeze_depth=0.0, epochs=epochs)) == pytest.approx(30)
+    assert costs.seconds(make_config(backbone="a", freeze_depth=0.0, epochs=2 * epochs)) == pytest.approx(60)
+    assert costs.seconds(make_config(backbone="a", freeze_depth=1.0, epochs=epochs)) < 3
+    assert costs.final_seconds(records[0]) > 30

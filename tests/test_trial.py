@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+from safetensors.torch import load_model
+
+from harness.data.manifest import SplitRules, load_manifest
+from harness.engine.job import EngineSettings, ProbeJob, TrialJob
+from harness.engine.trial import Engine
+from harness.search.space import resolve_space
+
+BACKBONE = "test_efficientnet.formula1"
+
+
+@pytest.fixture
+def engine(registry, tmp_path):
+    manifest = load_manifest("dots", registry, rules=SplitRules())
+    settings = EngineSettings(
+        plugins=("tiny_plugin",), manifest=manifest.without("test"), device="cpu", threads=1, home=tmp_path
+    )
+    engine = Engine(registry, settings)
+    engine.test = manifest.of("test")
+    return engine
+
+
+@pytest.fixture
+def make_job(tiny, registry, tmp_path):
+    from harness.engine.weights import preflight
+
+    weights = preflight([registry.backbones.get(BACKBONE)], init="pretrained", weights={}, weights_dir=None)
+
+    def make(number=0, *, kind="search", backbone=BACKBONE, depth=1.0, test=(), **changes):
+        study = tiny(
+            init="pretrained",
+            space={"backbone": backbone, "freeze_depth": depth, "lr": 1e-2, "optimizer": "adamw"},
+        )
+        space = resolve_space(study, registry)
+        config = space.trial_config(study, {axis.name: axis.choices[0] for axis in space.axes}, seed=number)
+        return TrialJob(
+            kind=kind,
+            number=number,
+            config=dataclasses.replace(config, **changes),
+            weights=weights[backbone].path if backbone in weights else None,
+            folder=tmp_path / f"{kind}-{number}-{changes}",
+            sharing=3.0,
+            depths=(depth,),
+            test=test,
+        )
+
+    return make
+
+
+def run(engine, jobs, on_epoch=lambda number, record: False):
+    return engine.run(jobs, on_step=lambda: None, on_epoch=on_epoch)
+
+
+def probabilities(job):
+    return load_file(job.folder / "predictions.safetensors")["val.probabilities"]
+
+
+def test_heads_give_the_same_bits_together_and_alone(engine, make_job):
+    changes = [{"lr": 1e-2}, {"lr": 1e-3, "optimizer": "sgd"}, {"weight_decay": 0.0}]
+    together = [make_job(number, **change) for number, change in enumerate(changes)]
+    outcomes = run(engine, together)
+    found = [probabilities(job) for job in together]
+    assert [outcome.state for outcome in outcomes] == ["complete"] * 3
+    assert sum(outcome.cost.prefix_passes > 0 for outcome in outcomes) == 1
+    for job, expected in zip(together, found, strict=True):
+        run(engine, [job])
+        assert np.array_equal(probabilities(job), expected)
+
+
+def test_a_head_that_fails_among_others_is_the_only_one(engine, make_job):
+    jobs = [make_job(0), make_job(1, loss="raising"), make_job(2, loss="nan")]
+    outcomes = run(engine, jobs)
+    assert [outcome.state for outcome in outcomes] == ["complete", "failed", "failed"]
+    assert "out of order" in outcomes[1].reason
+    assert outcomes[2].reason.startswith("nan:")
+
+
+def test_one_head_of_many_can_be_pruned(engine, make_job):
+    jobs = [make_job(number) for number in range(2)]
+    outcomes = run(engine, jobs, lambda number, record: number == 1 and record.epoch == 2)
+    assert [outcome.state for outcome in outcomes] == ["complete", "pruned"]
+    assert [len(outcome.curve) for outcome in outcomes] == [3, 2]
+
+
+def test_the_stored_model_predicts_what_the_record_says(engine, make_job, registry):
+    job = make_job(kind="final", test=engine.test)
+    (outcome,) = run(engine, [job])
+    model = registry.backbones.get(BACKBONE).spec.build(3, None, job.config.image_size)
+    load_model(model, str(job.folder / "model.safetensors"))
+    head = next(module for module in model.modules() if isinstance(module, torch.nn.Linear))
+    fresh = registry.backbones.get(BACKBONE).spec.build(3, job.weights, job.config.image_size)
+    assert not torch.equal(
+        head.weight, next(m for m in fresh.modules() if isinstance(m, torch.nn.Linear)).weight
+    )
+    assert outcome.scores["test"].n == len(engine.test)
+    stored = load_file(job.folder / "predictions.safetensors")
+    assert stored["test.probabilities"].shape == (len(engine.test), 3)
+
+
+def test_a_head_behind_dropout_trains_as_a_model(engine, make_job):
+    (outcome,) = run(engine, [make_job(backbone="tiny-net", init="scratch")])
+    assert outcome.state == "complete"
+
+
+def test_a_probe_ranks_features_above_chance_and_stores_them_for_the_heads(engine, make_job):
+    job = make_job()
+    probe = engine.probe(
+        ProbeJob(config=job.config, weights=job.weights, sharing=3.0, depths=(1.0,)), on_step=lambda: None
+    )
+    assert probe.reason == ""
+    assert min(probe.ridge_f1, probe.ridge_accuracy, probe.knn_f1, probe.knn_accuracy) > 0.5
+    (outcome,) = run(engine, [job])
+    assert outcome.cost.prefix_passes == 0
+
+
+def test_a_backbone_that_cannot_be_probed_says_why(engine, make_job):
+    job = make_job(backbone="tiny-net", init="scratch")
+    probe = engine.probe(
+        ProbeJob(config=job.config, weights=None, sharing=1.0, depths=(1.0,)), on_step=lambda: None
+    )
+    assert probe.reason == "its head is not one linear layer"
+    assert probe.value("f1") == 0.0
