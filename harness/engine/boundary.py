@@ -25,25 +25,26 @@ class Rows:
     times: int
     """How many entries of `dim` belong to one image: windows, or heads."""
     order: tuple[int, ...]
-    """Dimensions by falling stride, `dim` split into images and `times`: kernels follow the layout."""
+    """Dimensions as they lie in memory, the outermost first: kernels follow the layout."""
     shape: tuple[int, ...]
     """Of one row, as it is stored."""
     dtype: torch.dtype
 
     def pack(self, value: Tensor) -> Tensor:
         """Return the tensor as it is stored: images first, the other dimensions as they lie in memory."""
-        split = value.unflatten(self.dim, (-1, self.times))
         place = self.order.index(self.dim)
-        stored: Tensor = split.permute(self.order).movedim(place, 0).contiguous()
+        laid = value.permute(self.order).unflatten(place, (-1, self.times))
+        stored: Tensor = laid.movedim(place, 0).contiguous()
         return stored
 
     def unpack(self, stored: Tensor) -> Tensor:
         """Return the tensor of some rows with the shape and memory layout of the original."""
         place = self.order.index(self.dim)
-        laid = stored if place == 0 else stored.movedim(0, place).contiguous()
+        laid = stored.movedim(0, place).flatten(place, place + 1).contiguous()
+        # Kernels are chosen by all strides, and a dimension of one entry may have got any.
+        laid = laid.as_strided(laid.shape, torch.empty(laid.shape, device="meta").stride())
         inverse = [self.order.index(dim) for dim in range(len(self.order))]
-        value: Tensor = laid.permute(inverse).flatten(self.dim, self.dim + 1)
-        return value
+        return laid.permute(inverse)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,16 +158,18 @@ def _compare_tensors(two: Tensor, three: Tensor) -> Part:
         raise CutError(f"shapes {tuple(two.shape)} and {tuple(three.shape)} for two and three images")
     dim = dims[0]
     times = two.shape[dim] // 2
-    split = three.unflatten(dim, (3, times))
     # What torch itself makes of a layout, also where an expanded dimension has none.
-    strides = torch.empty_like(split).stride()
-    order = tuple(sorted(range(split.ndim), key=lambda d: -strides[d]))
-    stored = split.permute(order).movedim(order.index(dim), 0)
+    strides = torch.empty_like(three).stride()
+    # Of equal strides that of a dimension of one entry is the inner one's.
+    order = tuple(sorted(range(three.ndim), key=lambda d: (-strides[d], three.shape[d] == 1)))
+    place = order.index(dim)
+    sizes = [three.shape[d] for d in order]
+    shape = (*sizes[:place], times, *sizes[place + 1 :])
     try:
-        TensorSpec(shape=tuple(stored.shape[1:]), dtype=three.dtype)
+        TensorSpec(shape=shape, dtype=three.dtype)
     except ValueError as error:
         raise CutError(str(error)) from error
-    return Rows(dim=dim, times=times, order=order, shape=tuple(stored.shape[1:]), dtype=three.dtype)
+    return Rows(dim=dim, times=times, order=order, shape=shape, dtype=three.dtype)
 
 
 def _flat(parts: Sequence[Part]) -> Iterator[Part]:

@@ -95,7 +95,7 @@ def bind_suffix(model: nn.Module, cut: Cut) -> Forward:
 def cut_model(model: nn.Module, plan: FreezePlan, image_size: int) -> Cut:
     """Cut a model to which a plan is applied; it stays as it is.
 
-    Costs a trace and some ten passes of three images, once for an architecture and what is frozen of it.
+    Costs a trace and some twenty passes of a few images, once for an architecture and what is frozen of it.
 
     Args:
         model: On any device, in full precision.
@@ -107,10 +107,11 @@ def cut_model(model: nn.Module, plan: FreezePlan, image_size: int) -> Cut:
     why: list[str] = []
     for method, cut in (("trace", cut_by_tracing), ("replay", cut_by_replay)):
         try:
+            changing = _changing(model, plan, image_size)
             halves: dict[bool, Half] = {}
             for training in (True, False):
                 with _mode(model, plan, training):
-                    halves[training] = cut(model, *_images(model, image_size))
+                    halves[training] = cut(model, *_images(model, image_size), changing)
             found = Cut(method=method, train=halves[True], eval=halves[False], why="; ".join(why))  # type: ignore[arg-type]
             check_cut(model, plan, found, image_size)
             return found
@@ -178,27 +179,59 @@ def check_cut(model: nn.Module, plan: FreezePlan, cut: Cut, image_size: int) -> 
     """
     # A batch of another size than those that the cut was worked out with.
     images = torch.cat(_images(model, image_size))
-    some = [3, 1]
     with _disturbed(model):
+        packed = {}
         for training in (False, True):
-            half = cut.half(training)
-            with _mode(model, plan, training), torch.no_grad():
-                prefix = half.bind_prefix(model)
-                # Copies, as the store gives: two values may share their memory.
-                packed = [rows.clone() for rows in half.boundary.pack(prefix(images.clone()))]
-                for rows, apart in zip(packed, half.boundary.pack(prefix(images[some])), strict=True):
-                    # In other places, and in another company.
-                    _same("images of a batch reach each other before the cut", rows[some], apart)
             with _mode(model, plan, training):
-                whole = _step(model, partial(model, images.clone()), training)
-            with _mode(model, plan, training):
-                suffix = half.bind_suffix(model)
-                values = half.boundary.unpack(packed, len(images), images.device)
-                parts = _step(model, partial(suffix, values, len(images)), training)
-            if lone := sorted(whole.keys() ^ parts.keys()):
-                raise CutError(f"{lone[0]} is found in one of both only")
-            for name, expected in whole.items():
-                _same(name, expected, parts[name])
+                packed[training] = _store(model, cut.half(training), images)
+        with _mode(model, plan, True):
+            # The prefix runs on a copy that nobody trains, and must fit a model whose buffers have moved.
+            with torch.no_grad():
+                model(images.clone())
+            for training in (False, True):
+                half = cut.half(training)
+                with _mode(model, plan, training):
+                    whole = _step(model, partial(model, images.clone()), training)
+                with _mode(model, plan, training):
+                    suffix = half.bind_suffix(model)
+                    values = half.boundary.unpack(packed[training], len(images), images.device)
+                    parts = _step(model, partial(suffix, values, len(images)), training)
+                if lone := sorted(whole.keys() ^ parts.keys()):
+                    raise CutError(f"{lone[0]} is found in one of both only")
+                for name, expected in whole.items():
+                    _same(name, expected, parts[name])
+
+
+def _store(model: nn.Module, half: Half, images: Tensor) -> list[Tensor]:
+    """Return what crosses a cut as it comes from the store.
+
+    Raises:
+        CutError: It depends on the other images of the batch.
+    """
+    some = [3, 1]
+    prefix = half.bind_prefix(model)
+    with torch.no_grad():
+        # Copies: two values may share their memory.
+        packed = [rows.clone() for rows in half.boundary.pack(prefix(images.clone()))]
+        apart = half.boundary.pack(prefix(images[some]))
+    for rows, own in zip(packed, apart, strict=True):
+        # In other places, and in another company.
+        _same("images of a batch reach each other before the cut", rows[some], own)
+    return packed
+
+
+def _changing(model: nn.Module, plan: FreezePlan, image_size: int) -> frozenset[str]:
+    """Return the names of the buffers that training changes: a validation between two epochs reads them."""
+    with _mode(model, plan, True), torch.no_grad():
+        buffers = model.named_buffers(remove_duplicate=False)
+        before = {name: (buffer, buffer._version) for name, buffer in buffers}
+        model(torch.cat(_images(model, image_size)))
+        now = dict(model.named_buffers(remove_duplicate=False))
+        return frozenset(
+            name
+            for name, (buffer, version) in before.items()
+            if now.get(name) is not buffer or buffer._version != version
+        )
 
 
 def _step(model: nn.Module, forward: Callable[[], Tensor], training: bool) -> dict[str, Tensor]:
@@ -209,7 +242,8 @@ def _step(model: nn.Module, forward: Callable[[], Tensor], training: bool) -> di
     found = {"output": logits.detach().clone()}
     if training:
         parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        weight = torch.linspace(-1, 1, logits.numel(), device=logits.device).view_as(logits)
+        # Their sum is not 0: what all logits share has a gradient as well.
+        weight = torch.linspace(-1, 2, logits.numel(), device=logits.device).view_as(logits)
         gradients = torch.autograd.grad((logits * weight).sum(), [*parameters.values()], allow_unused=True)
         pairs = zip(parameters, gradients, strict=True)
         found |= {f"gradient of {name}": value for name, value in pairs if value is not None}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -62,17 +62,17 @@ class ReplayedHalf:
         def run(values: Sequence[Any], images: int) -> Tensor:
             like = next(model.parameters())
             answers = dict(zip(self.live, values, strict=True))
-            for number, part in enumerate(self.outputs.parts):
-                if number not in answers:
-                    dead = Boundary((part,))
-                    rows = [
-                        torch.zeros((), dtype=rows.dtype, device=like.device).expand(images, *rows.shape)
-                        for rows in dead.rows
-                    ]
-                    answers[number] = dead.unpack(rows, images, like.device)[0]
-            blank = torch.zeros((), dtype=like.dtype, device=like.device).expand(images, *self.image)
-            with _answered(model, self.stubs, lambda number, original: answers[number]):
-                logits: Tensor = model(blank)
+
+            def answer(number: int, original: object) -> Any:
+                if number in answers:
+                    return answers[number]
+                dead = Boundary((self.outputs.parts[number],))
+                # Not one zero expanded: the pass may change them in place.
+                zeros = [torch.zeros(images, *r.shape, dtype=r.dtype, device=like.device) for r in dead.rows]
+                return dead.unpack(zeros, images, like.device)[0]
+
+            with _answered(model, self.stubs, answer):
+                logits: Tensor = model(like.new_zeros(images, *self.image))
             return logits
 
         return run
@@ -96,14 +96,16 @@ class ReplayedHalf:
         return "\n".join([repr(self.stubs), repr(self.live), repr(model), *sorted(sources)])
 
 
-def cut_by_replay(model: nn.Module, images: Tensor, others: Tensor) -> ReplayedHalf:
+def cut_by_replay(
+    model: nn.Module, images: Tensor, others: Tensor, changing: Collection[str]
+) -> ReplayedHalf:
     """Cut a model in its present mode; like `cut_by_tracing`.
 
     Raises:
         CutError: Nothing is frozen, or its boundary cannot be stored by image.
     """
     try:
-        stubs = _find_stubs(model, images)
+        stubs = _find_stubs(model, images, changing)
         if not stubs:
             raise CutError("no call of a module is out of training's reach")
         every = range(len(stubs))
@@ -120,9 +122,11 @@ def cut_by_replay(model: nn.Module, images: Tensor, others: Tensor) -> ReplayedH
     return half
 
 
-def _find_stubs(model: nn.Module, images: Tensor) -> list[tuple[str, int]]:
+def _find_stubs(model: nn.Module, images: Tensor, changing: Collection[str]) -> list[tuple[str, int]]:
     """Return the outermost calls that training cannot reach and that always give the same."""
     names = {module: name for name, module in model.named_modules()}
+    buffers = dict(model.named_buffers(remove_duplicate=False))
+    unsteady = {id(buffers[name]) for name in changing}
     effects = watch_effects(model)
     counts: Counter[str] = Counter()
     found: list[tuple[str, int]] = []
@@ -134,7 +138,7 @@ def _find_stubs(model: nn.Module, images: Tensor) -> list[tuple[str, int]]:
     def leave(module: nn.Module, _: object, output: object) -> object:
         kept, counted, before = entered.pop()
         tensors = list(_tensors(output))
-        stable = effects() == before
+        stable = effects() == before and unsteady.isdisjoint(map(id, module.buffers()))
         if stable and tensors and not any(tensor.requires_grad for tensor in tensors):
             # What was called within is answered with it.
             del found[kept:]

@@ -1,19 +1,18 @@
 """A cut by tracing: colour the graph of a forward pass by what training can reach.
 
-A node is *tainted* when it reads a trainable parameter, when running it draws random numbers or changes a
-buffer, or when an input of it is tainted. What the image reaches without taint is the prefix; its values that
-a tainted node reads are the boundary; the rest is the suffix, plain torch on the model's own parameters.
-Parallel streams, skips over the cut, shared modules and frozen sets that are no prefix of the network need no
-rule of their own. See `docs/engine.md`.
+A node is *tainted* when it reads a trainable parameter or a buffer that training changes, when running it
+draws random numbers or changes a buffer, or when an input of it is tainted. What the image reaches without
+taint is the prefix; its values that a tainted node reads are the boundary; the rest is the suffix, plain
+torch on the model's own parameters. Parallel streams, skips over the cut, shared modules and frozen sets
+that are no prefix of the network need no rule of their own. See `docs/engine.md`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import math
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,12 +54,10 @@ class TracedHalf:
         for node in self.prefix_graph.nodes:
             if node.op in ("call_module", "get_attr"):
                 name = str(node.target)
-                value = self.constants[name] if name in self.constants else operator.attrgetter(name)(model)
-                if isinstance(value, nn.Module):
-                    for tensors in (value.named_parameters, value.named_buffers):
-                        found |= dict(tensors(prefix=name, remove_duplicate=False))
+                if name in self.constants:
+                    found[name] = self.constants[name]
                 else:
-                    found[name] = value
+                    found |= _tensors_at(model, name)
         return found
 
     def describe(self, model: nn.Module) -> str:
@@ -109,25 +106,26 @@ def join_prefixes(halves: Sequence[TracedHalf]) -> tuple[list[int], TracedHalf]:
     return joined, dataclasses.replace(longest, prefix_graph=graph)
 
 
-def cut_by_tracing(model: nn.Module, images: Tensor, others: Tensor) -> TracedHalf:
+def cut_by_tracing(model: nn.Module, images: Tensor, others: Tensor, changing: Collection[str]) -> TracedHalf:
     """Cut a model in its present mode: training flags and `requires_grad` say what training can reach.
 
     Args:
         model: Stays as it is, but for random state and buffers, which a run in train mode moves.
         images: (2, 3, S, S).
         others: (3, 3, S, S), of which no image is among `images`.
+        changing: Names of the buffers that training changes, which nothing may read that runs only once.
 
     Raises:
         CutError: The forward pass cannot be traced, training reaches the image itself, or the boundary cannot
             be stored by image.
     """
     graph, constants = _trace(model)
-    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    image = next(node for node in graph.nodes if node.op == "placeholder")
     traced = TracedHalf(
         prefix_graph=graph, suffix_graph=graph, constants=constants, boundary=Boundary(())
     ).bind(model, graph)
     unstable = _run_and_watch(traced, model, images)
-    tainted, dependent = _colour(traced, graph, inputs[0], unstable)
+    tainted, dependent = _colour(traced, graph, image, unstable, changing)
     needed = _needed(graph)
     live = [
         node
@@ -136,7 +134,7 @@ def cut_by_tracing(model: nn.Module, images: Tensor, others: Tensor) -> TracedHa
         and node not in tainted
         and any(user in needed and user in tainted for user in node.users)
     ]
-    if not live or inputs[0] in live:
+    if not live or image in live:
         raise CutError("training reaches the image itself")
     prefix = _subgraph(graph, needed - tainted, [], live)
     result = next(node for node in graph.nodes if node.op == "output")
@@ -162,17 +160,20 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, self._leaves) or super().is_leaf_module(m, module_qualified_name)
 
+    def create_args_for_root(
+        self,
+        root_fn: Callable[..., Any],
+        is_module: bool,
+        concrete_args: dict[str, Any] | tuple[Any, ...] | None = None,
+    ) -> tuple[Any, list[Any]]:
+        # The image alone is an input: whatever else the forward pass takes keeps its default.
+        return root_fn, [self.root, self.create_proxy("placeholder", "images", (), {})]
+
 
 def _trace(model: nn.Module) -> tuple[fx.Graph, dict[str, Tensor]]:
-    parameters = list(inspect.signature(model.forward).parameters.values())
-    defaults = {
-        parameter.name: parameter.default
-        for parameter in parameters[1:]
-        if parameter.default is not inspect.Parameter.empty
-    }
     before = set(vars(model))
     try:
-        graph = _Tracer().trace(model, concrete_args=defaults)
+        graph = _Tracer().trace(model)
         constants = {name: getattr(model, name) for name in set(vars(model)) - before}
     except Exception as error:
         raise CutError(f"it cannot be traced: {type(error).__name__}: {error}") from error
@@ -202,19 +203,16 @@ class _Watcher(fx.Interpreter):
 
 def _run_and_watch(traced: fx.GraphModule, model: nn.Module, images: Tensor) -> set[str]:
     watcher = _Watcher(traced, model)
-    defaults = [
-        node.args[0] if node.args else None for node in traced.graph.nodes if node.op == "placeholder"
-    ]
     try:
         with torch.no_grad():
-            watcher.run(images.clone(), *defaults[1:])
+            watcher.run(images.clone())
     except Exception as error:
         raise CutError(f"its graph does not run: {type(error).__name__}: {error}") from error
     return watcher.unstable
 
 
 def _colour(
-    traced: fx.GraphModule, graph: fx.Graph, image: fx.Node, unstable: set[str]
+    traced: fx.GraphModule, graph: fx.Graph, image: fx.Node, unstable: set[str], changing: Collection[str]
 ) -> tuple[set[fx.Node], set[fx.Node]]:
     """Return the tainted nodes, and those that the image reaches."""
     tainted: set[fx.Node] = set()
@@ -223,22 +221,31 @@ def _colour(
         if node in dependent:
             continue
         sources = node.all_input_nodes
-        if node.name in unstable or _is_trainable(traced, node) or any(s in tainted for s in sources):
+        moved = node.name in unstable or _reads_training(traced, node, changing)
+        if moved or any(source in tainted for source in sources):
             tainted.add(node)
         if any(source in dependent for source in sources):
             dependent.add(node)
     return tainted, dependent
 
 
-def _is_trainable(traced: fx.GraphModule, node: fx.Node) -> bool:
-    if node.op == "call_module":
-        return any(
-            parameter.requires_grad for parameter in traced.get_submodule(str(node.target)).parameters()
-        )
-    if node.op == "get_attr":
-        value = operator.attrgetter(str(node.target))(traced)
-        return isinstance(value, Tensor) and value.requires_grad
-    return False
+def _reads_training(traced: fx.GraphModule, node: fx.Node, changing: Collection[str]) -> bool:
+    """Tell whether a node reads what a step of training moves, be it run in eval mode."""
+    return node.op in ("call_module", "get_attr") and any(
+        tensor.requires_grad or name in changing
+        for name, tensor in _tensors_at(traced, str(node.target)).items()
+    )
+
+
+def _tensors_at(model: nn.Module, name: str) -> dict[str, Tensor]:
+    """Return the tensors of a module, or the one, of this name."""
+    value = operator.attrgetter(name)(model)
+    if not isinstance(value, nn.Module):
+        return {name: value} if isinstance(value, Tensor) else {}
+    return {
+        **dict(value.named_parameters(prefix=name, remove_duplicate=False)),
+        **dict(value.named_buffers(prefix=name, remove_duplicate=False)),
+    }
 
 
 def _needed(graph: fx.Graph) -> set[fx.Node]:
@@ -282,8 +289,7 @@ def _subgraph(graph: fx.Graph, keep: set[fx.Node], inputs: Sequence[fx.Node], ou
     wanted = {node for node in keep if node.op not in ("output", "placeholder")}
     for node in graph.nodes:
         if node.op == "placeholder" and node not in inputs and node in keep:
-            default = (node.args[0],) if node.args else ()
-            copies[node] = part.create_node("placeholder", node.target, default, {}, node.name)
+            copies[node] = part.node_copy(node)
         elif node in wanted:
             copies[node] = part.node_copy(node, lambda source: copies[source])
     part.output(fx.node.map_arg(tuple(outputs) if isinstance(outputs, list) else outputs, copies.__getitem__))

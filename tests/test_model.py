@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import safetensors.torch
+import torch
+from nets import Constant, Plain, shake, trial
+
+from harness import BackboneSpec, InputSpec
+from harness.engine import model as models
+from harness.engine.model import Models
+
+CPU = torch.device("cpu")
+DEPTHS = (0.0, 0.5, 1.0)
+
+
+def backbone(make):
+    """Return a spec of a small network that starts from a file or at random."""
+
+    def build(num_classes, weights, image_size):
+        seed = torch.randint(1000, ()).item()
+        model = make()
+        torch.manual_seed(seed)
+        for module in model.modules():
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+        model.head = torch.nn.Linear(6, num_classes)
+        if weights:
+            model.load_state_dict(safetensors.torch.load_file(weights), strict=False)
+        return model
+
+    inputs = InputSpec(size=8, crop=1.0)
+    return BackboneSpec(name="net", summary="a net", build=build, input=inputs, head=lambda model: ["head"])
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """Return a function that writes a checkpoint."""
+
+    def write(make, seed=0):
+        state = shake(make(), seed).state_dict()
+        path = tmp_path / f"{make.__name__}-{seed}.safetensors"
+        safetensors.torch.save_file({name: v for name, v in state.items() if "head" not in name}, path)
+        return path
+
+    return write
+
+
+def build(make, weights, *, classes=3, known=None, **changes):
+    config = trial(**changes)
+    torch.manual_seed(config.seed)
+    return (known or Models(classes)).build(backbone(make), config, weights)
+
+
+def test_an_architecture_is_planned_and_cut_once_for_each_freeze_depth(weights, monkeypatch):
+    cuts = []
+
+    def counted(model, plan, size):
+        cuts.append(plan.depth)
+        return original(model, plan, size)
+
+    original = models.cut_model
+    monkeypatch.setattr(models, "cut_model", counted)
+    known = Models(3)
+    for seed in range(3):
+        for depth in DEPTHS:
+            build(Plain, weights(Plain), known=known, seed=seed, freeze_depth=depth)
+            build(Plain, None, known=known, seed=seed, freeze_depth=depth)
+    assert cuts == list(DEPTHS)
+    build(Plain, None, known=known, image_size=16)
+    assert cuts == [*DEPTHS, 0.5]
+
+
+def test_a_model_is_frozen_also_when_its_cut_is_known(weights):
+    known = Models(3)
+    for _ in range(2):
+        model, part = build(Plain, weights(Plain), known=known)
+        asking = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        assert asking == set(part.plan.trainable) != set(dict(model.named_parameters()))
+
+
+def test_the_name_of_a_prefix_tells_its_weights_and_neither_the_head_nor_the_seed(weights):
+    _, part = build(Plain, weights(Plain))
+    names = {part.digests[True], part.digests[False]}
+    for classes, changes in ((3, {"seed": 5}), (7, {}), (3, {"head_init": "zero"}), (3, {"lr": 1.0})):
+        _, other = build(Plain, weights(Plain), classes=classes, **changes)
+        assert {other.digests[True], other.digests[False]} == names
+    _, other = build(Plain, weights(Plain, seed=1))
+    assert not names & set(other.digests.values())
+    _, deeper = build(Plain, weights(Plain), freeze_depth=1.0)
+    assert not names & set(deeper.digests.values())
+
+
+def test_random_weights_are_shared_with_no_other_seed():
+    names = [build(Plain, None, seed=seed, init="scratch")[1].digests[True] for seed in (1, 2, 1)]
+    assert names[0] == names[2] != names[1]
+    known = Models(3)
+    again = [build(Plain, None, known=known, seed=seed, init="scratch")[1].digests[True] for seed in (1, 2)]
+    assert again == names[:2]
+
+
+def test_a_cut_that_holds_tensors_of_a_model_is_made_anew_for_other_values():
+    class Random(Constant):
+        """What it adds after the cut is made from a buffer alone, which is another for each seed."""
+
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("noise", torch.zeros(6, 1, 1))
+            self.first.reset_parameters = self.draw
+
+        def draw(self):
+            torch.nn.Conv2d.reset_parameters(self.first)
+            self.noise.normal_()
+
+        def forward(self, x):
+            return self.finish(self.second(self.first(x)) + self.noise.exp())
+
+    known = Models(3)
+    for seed in (1, 2):
+        model, part = build(Random, None, known=known, seed=seed, init="scratch")
+        del model.first.reset_parameters
+        half = part.cut.half(False)
+        assert half.holds_tensors
+        model.eval()
+        images = torch.randn(4, 3, 8, 8)
+        logits = half.bind_suffix(model)(half.bind_prefix(model)(images), 4)
+        assert torch.equal(logits, model(images))
+
+
+def test_the_copy_is_nobody_elses(weights):
+    known = Models(3)
+    path = weights(Plain)
+    model, _ = build(Plain, path, known=known)
+    twin, parts = known.copy_untrained(model, backbone(Plain), trial(), path, DEPTHS, CPU)
+    before = {name: value.clone() for name, value in twin.state_dict().items()}
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1)
+    assert all(torch.equal(value, before[name]) for name, value in twin.state_dict().items())
+    # Nothing is cut at depth 0.
+    assert [part.plan.depth for part in parts] == [0.5, 1.0]
+    trained, _ = build(Plain, path, known=known, seed=9)
+    assert known.copy_untrained(trained, backbone(Plain), trial(seed=9), path, DEPTHS, CPU)[0] is twin
+
+
+def test_other_weights_get_another_copy(weights):
+    known = Models(3)
+    twins = []
+    for seed in (0, 1, 0):
+        path = weights(Plain, seed=seed)
+        model, _ = build(Plain, path, known=known)
+        twin, _ = known.copy_untrained(model, backbone(Plain), trial(), path, DEPTHS, CPU)
+        assert torch.equal(twin.first.weight, model.first.weight)
+        twins.append(twin)
+    assert len({id(twin) for twin in twins}) == 3
+    # Those of other seeds at random would be no use to the next trial.
+    model, _ = build(Plain, None, known=known, init="scratch")
+    twin, parts = known.copy_untrained(model, backbone(Plain), trial(init="scratch"), None, DEPTHS, CPU)
+    assert parts == ()
+    assert torch.equal(twin.first.weight, model.first.weight)
+
+
+def test_all_depths_of_a_copy_are_named_as_their_own_trials_name_them(weights):
+    path = weights(Plain)
+    model, _ = build(Plain, path)
+    known = Models(3)
+    _, parts = known.copy_untrained(model, backbone(Plain), trial(), path, DEPTHS, CPU)
+    for part in parts:
+        _, own = build(Plain, path, freeze_depth=part.plan.depth, seed=4)
+        assert own.digests == part.digests
+        assert dataclasses.asdict(own.plan) == dataclasses.asdict(part.plan)
