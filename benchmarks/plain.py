@@ -1,15 +1,18 @@
 """The loop that everybody writes: PIL, torchvision, a DataLoader, frozen layers without gradients.
 
 Kept as the reference for what the engine saves. It decodes and resizes each image in each epoch, runs the
-whole model on it, and leaves frozen modules in eval mode.
+whole model on it, and leaves frozen modules in eval mode. Weight decay, warm-up, cosine and clipping are
+those of the default study.
 """
 
 from __future__ import annotations
 
+import math
 import time
+from functools import partial
 from pathlib import Path
 
-import numpy as np
+import timm.optim
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -17,6 +20,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
+from harness import metrics
 from harness.engine.freeze import FreezePlan, set_train_mode
 
 
@@ -24,9 +28,11 @@ class Photos(Dataset):
     """Files of a split with their labels, decoded whenever one is asked for."""
 
     def __init__(self, folder: Path, size: int) -> None:
-        classes = sorted(path.name for path in folder.iterdir())
+        self.classes = sorted(path.name for path in folder.iterdir())
         self._files = [
-            (file, label) for label, name in enumerate(classes) for file in sorted((folder / name).iterdir())
+            (file, label)
+            for label, name in enumerate(self.classes)
+            for file in sorted((folder / name).iterdir())
         ]
         self._transform = v2.Compose(
             [
@@ -57,30 +63,56 @@ def train_plain(
     epochs: int,
     lr: float,
     seed: int,
-) -> tuple[list[float], list[float]]:
+    optimizer: str = "adamw",
+) -> tuple[list[float], list[tuple[float, float]]]:
     """Train a model to which a plan is applied.
 
+    Args:
+        model: Maps (N, 3, size, size) to logits.
+        plan: What of it is frozen.
+        folder: Of `train` and `val`.
+        size: Side of the images, in pixels.
+        batch: Images of a step.
+        epochs: Of the training.
+        lr: The largest learning rate.
+        seed: Of the order of the images.
+        optimizer: timm's name of it.
+
     Returns:
-        Seconds of each epoch with its validation, and the accuracy on the validation split after it, in [0,
-        1].
+        Seconds of each epoch with its validation, and accuracy and macro-F1 on the validation split after it,
+        in [0, 1].
     """
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr)
     train, val = Photos(folder / "train", size), Photos(folder / "val", size)
-    seconds, accuracies = [], []
+    batch = min(batch, len(train))
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    # timm leaves biases and norms out of the weight decay.
+    updater = timm.optim.create_optimizer_v2(model, opt=optimizer, lr=lr, weight_decay=0.05)
+    factor = partial(_warmed_up_cosine, epochs * (len(train) // batch))
+    schedule = torch.optim.lr_scheduler.LambdaLR(updater, factor)
+    seconds, scores = [], []
     for epoch in range(epochs):
         began = time.perf_counter()
         generator = torch.Generator().manual_seed(seed + epoch)
         set_train_mode(model, plan)
         for images, labels in DataLoader(train, batch, shuffle=True, drop_last=True, generator=generator):
             loss = cross_entropy(model(images), labels)
-            optimizer.zero_grad()
+            updater.zero_grad()
             loss.backward()
-            optimizer.step()
+            nn.utils.clip_grad_norm_(trainable, 1.0)
+            updater.step()
+            schedule.step()
         model.eval()
-        right = []
         with torch.inference_mode():
-            for images, labels in DataLoader(val, batch):
-                right.append((model(images).argmax(1) == labels).float().numpy())
+            found = [(model(images).argmax(1), labels) for images, labels in DataLoader(val, batch)]
+        predictions, truth = (torch.cat(part).numpy() for part in zip(*found, strict=True))
+        scores.append(metrics.point_scores(truth, predictions, len(train.classes)))
         seconds.append(time.perf_counter() - began)
-        accuracies.append(float(np.concatenate(right).mean()))
-    return seconds, accuracies
+    return seconds, scores
+
+
+def _warmed_up_cosine(steps: int, step: int) -> float:
+    """Return the factor on the learning rate: up over a tenth of the steps, then half a cosine to zero."""
+    warm = steps // 10
+    if step < warm:
+        return (step + 1) / (warm + 1)
+    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
