@@ -37,6 +37,14 @@ class Budget:
         """Seconds."""
         return self._seconds - (time.monotonic() - self._began)
 
+    @property
+    def thrift(self) -> float:
+        """How much cost counts in what is tried next: all at first, nothing in the end (Lee et al., 2020).
+
+        A study of a number of trials pays in trials, not in seconds: there it never counts.
+        """
+        return max(0.0, self.left / self._seconds) if math.isfinite(self._seconds) else 0.0
+
     def plan(self, records: Sequence[TrialRecord]) -> None:
         """Set time aside for the finalists as they are now.
 

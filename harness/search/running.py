@@ -172,7 +172,7 @@ class RunningStudy:
         trials: dict[int, optuna.Trial] = {}
         configs: dict[int, TrialConfig] = {}
         for number in numbers:
-            trials[number] = self._ask(number, numbers.start, points, costs)
+            trials[number] = self._ask(number, points, costs)
             # At once: what is suggested comes from the sampler that the study has now.
             point = self._space.suggest(trials[number])
             seed = derive_seed(self._config.seed, "trial", number)
@@ -195,9 +195,7 @@ class RunningStudy:
             for record in () if has_ended else records:
                 self._registry.notify("harness_trial_finished", study=self._view, record=record)
 
-    def _ask(
-        self, number: int, told: int, points: list[dict[str, Value]] | None, costs: CostModel
-    ) -> optuna.Trial:
+    def _ask(self, number: int, points: list[dict[str, Value]] | None, costs: CostModel) -> optuna.Trial:
         """Ask Optuna for a trial."""
         place = number - len(self._folder.imports)
         if points is not None and place < len(points):
@@ -210,7 +208,9 @@ class RunningStudy:
 
         # A sampler of its own for each trial: what it proposes depends on the history and the seed alone.
         seed = derive_seed(self._config.seed, "proposal", number)
-        self._optuna.sampler = build_sampler(self._config.search, seed, cost=cost, told=told)
+        self._optuna.sampler = build_sampler(
+            self._config.search, seed, cost=cost, exponent=self._budget.thrift
+        )
         return self._optuna.ask()
 
     def _report_again(self, trials: Sequence[optuna.Trial], records: Sequence[TrialRecord]) -> None:

@@ -15,9 +15,6 @@ if TYPE_CHECKING:
 STARTUP_TRIALS = 6
 """Random trials before TPE and GP model the scores, and before the median pruner prunes."""
 
-COOLING = 0.9
-"""What is left, after each further trial, of the weight that TPE gives to cost."""
-
 
 def derive_seed(seed: int, purpose: str, number: int) -> int:
     """Return a seed of 31 bits for one trial, from the study's seed."""
@@ -26,15 +23,15 @@ def derive_seed(seed: int, purpose: str, number: int) -> int:
 
 
 def build_sampler(
-    search: SearchConfig, seed: int, *, cost: Callable[[Mapping[str, Any]], float], told: int
+    search: SearchConfig, seed: int, *, cost: Callable[[Mapping[str, Any]], float], exponent: float
 ) -> optuna.samplers.BaseSampler:
     """Return a fresh sampler; one is built for each trial, so that it depends on the history alone.
 
     Args:
         search: Which one.
         seed: Of this trial's proposal.
-        cost: Parameters -> predicted cost; TPE weighs it.
-        told: Trials of the history. The weight of the cost falls with them: by then cheap ones are known.
+        cost: Parameters -> predicted cost, which TPE weighs.
+        exponent: Of the cost; 0 ignores it.
     """
     import optuna
 
@@ -49,7 +46,7 @@ def build_sampler(
 
         return CostAwareTPESampler(
             cost=cost,
-            exponent=COOLING ** max(0, told - STARTUP_TRIALS),
+            exponent=exponent,
             seed=seed,
             n_startup_trials=STARTUP_TRIALS,
         )
