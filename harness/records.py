@@ -171,6 +171,9 @@ class CostRecord:
     """Floating-point operations of a forward pass of one image; None where they cannot be counted."""
     frozen_flop_share: float | None
     """Share of a forward pass spent in frozen modules; None where it cannot be counted."""
+    micro_batch: int
+    """Images that went through at a time: fewer than a batch where memory did not suffice, and then the
+    statistics of a BatchNorm that trains are those of a part."""
     cut: Literal["trace", "replay", "none"]
     """How what is frozen was cut off; `none` where all of the model ran in each step."""
     prefix_passes: int

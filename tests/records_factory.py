@@ -149,6 +149,7 @@ def make_record(
         scores=scores or {},
         curve=curve,
         cost=CostRecord(
+            micro_batch=32,
             cut="none",
             prefix_passes=0,
             prefix_seconds=0.0,

@@ -62,3 +62,93 @@ def test_averaged_weights_are_evaluated_when_asked_for(tiny, registry, tmp_path)
     averaged = run_study(tiny(trials=1, train={"ema": 0.9}), registry=registry, runs=tmp_path)
     assert plain.records[0].config.lr == averaged.records[0].config.lr
     assert plain.records[0].predictions != averaged.records[0].predictions
+
+
+class Narrow(torch.nn.Linear):
+    """A layer that runs out of memory on more than a few images."""
+
+    limit = 100
+
+    def forward(self, images):
+        if self.training and len(images) > self.limit:
+            raise torch.OutOfMemoryError("too many (injected)")
+        return super().forward(images)
+
+
+class Rows:
+    train_size = 24
+
+    def __init__(self):
+        generator = torch.Generator().manual_seed(1)
+        self.rows = torch.randn(24, 6, generator=generator)
+        self.labels = self.rows[:, :3].argmax(dim=1)
+
+    def train_batches(self, epoch, batch_size, seed):
+        for start in range(0, 24, batch_size):
+            yield [self.rows[start : start + batch_size]], self.labels[start : start + batch_size]
+
+    def eval_batches(self, split, batch_size):
+        yield [self.rows], self.labels
+
+
+@pytest.fixture
+def fit_rows(registry, tiny):
+    from harness.engine.cut import NO_CUT
+    from harness.engine.fit import fit
+    from harness.engine.freeze import FreezePlan
+    from harness.search.space import resolve_space
+
+    study = tiny(space={"lr": 1e-2, "optimizer": "adamw", "freeze_depth": 0.0}, train={"batch_size": 12})
+    config = resolve_space(study, registry).probe_config(study, "tiny-net")
+
+    def run(limit):
+        torch.manual_seed(0)
+        model = Narrow(6, 3)
+        model.limit = limit
+        plan = FreezePlan(
+            depth=0.0,
+            frozen=(),
+            trainable=("weight", "bias"),
+            frozen_modules=(),
+            eval_modules=(),
+            head=("",),
+            n_blocks=0,
+            n_frozen=0,
+            param_share=0.0,
+        )
+        fitted = fit(
+            model,
+            Rows(),
+            config,
+            plan=plan,
+            cut=NO_CUT,
+            loss=torch.nn.CrossEntropyLoss(),
+            optimizer=registry.optimizers.get("adamw").spec,
+            schedule=registry.schedules.get("cosine").spec,
+            num_classes=3,
+            device=torch.device("cpu"),
+            on_step=lambda: None,
+            on_epoch=lambda record: False,
+        )
+        return fitted, model.weight.detach()
+
+    return run
+
+
+@pytest.mark.parametrize(("limit", "micro_batch"), [(6, 6), (5, 3), (1, 1)])
+def test_a_batch_that_does_not_fit_goes_through_in_parts_with_the_same_gradients(
+    fit_rows, limit, micro_batch
+):
+    whole, expected = fit_rows(100)
+    parts, found = fit_rows(limit)
+    assert whole.micro_batch == 12
+    assert parts.micro_batch == micro_batch
+    assert torch.allclose(found, expected, atol=1e-5)
+    assert [epoch.train_loss for epoch in parts.curve] == pytest.approx(
+        [epoch.train_loss for epoch in whole.curve], rel=1e-4
+    )
+
+
+def test_one_image_that_does_not_fit_fails(fit_rows):
+    with pytest.raises(torch.OutOfMemoryError, match="injected"):
+        fit_rows(0)

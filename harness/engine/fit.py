@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -13,7 +13,7 @@ import numpy.typing as npt
 import timm.optim
 import timm.utils
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from harness import metrics
@@ -43,6 +43,8 @@ class FitResult:
     pruned: bool
     seconds: float
     images: int
+    micro_batch: int
+    """Images that went through the model at a time."""
 
 
 def fit(
@@ -76,8 +78,11 @@ def fit(
         on_step: Called after each step.
         on_epoch: Called after each epoch; true ends the training.
 
+    A batch that does not fit into memory goes through in halves, quarters and so on.
+
     Raises:
         DivergedError: The loss or the logits are not finite.
+        OutOfMemoryError: One image does not fit.
     """
     loss = loss.to(device)
     updater = build_optimizer(model, loss, config, optimizer)
@@ -90,6 +95,7 @@ def fit(
     run, run_evaluated = bind_suffix(model, cut), bind_suffix(evaluated, cut)
 
     step = images = 0
+    parts = 1
     curve: list[EpochRecord] = []
     pruned = False
     training_seconds = 0.0
@@ -101,17 +107,24 @@ def fit(
         for inputs, labels in source.train_batches(epoch, config.batch_size, config.seed):
             for group, lr in zip(updater.param_groups, base, strict=True):
                 group["lr"] = lr * factor(step)
-            with autocast(config.precision, device):
-                logits = run(inputs, True)
-            value = loss(logits.float(), labels)
-            updater.zero_grad(set_to_none=True)
-            value.backward()
+            while True:
+                updater.zero_grad(set_to_none=True)
+                try:
+                    value = backward(run, loss, inputs, labels, parts, config.precision)
+                    break
+                except torch.OutOfMemoryError:
+                    if parts >= len(labels):
+                        raise
+                    # For good: what did not fit once will not fit the next time.
+                    parts = min(2 * parts, len(labels))
+                    if device.type == "cuda":
+                        torch.cuda.empty_cache()
             if config.clip_grad:
                 nn.utils.clip_grad_norm_(trainable, config.clip_grad)
             updater.step()
             if average:
                 average.update(model, step=step)
-            total += value.detach()
+            total += value
             batches += 1
             images += len(labels)
             step += 1
@@ -143,7 +156,27 @@ def fit(
         pruned=pruned,
         seconds=training_seconds,
         images=images,
+        micro_batch=-(-min(config.batch_size, source.train_size) // parts),
     )
+
+
+def backward(
+    run: Forward, loss: nn.Module, inputs: Sequence[Tensor], labels: Tensor, parts: int, precision: str
+) -> Tensor:
+    """Add up the gradients of a batch that goes through in parts, and return its mean loss.
+
+    The sum is that of the whole batch, but for the statistics of a BatchNorm that trains, which are each
+    part's own.
+    """
+    total = torch.zeros((), device=labels.device)
+    sizes = [len(part) for part in labels.chunk(parts)]
+    for *own, targets in zip(*(tensor.split(sizes) for tensor in (*inputs, labels)), strict=True):
+        with autocast(precision, labels.device):
+            logits = run(own, True)
+        value = loss(logits.float(), targets) * (len(targets) / len(labels))
+        value.backward()
+        total += value.detach()
+    return total
 
 
 def predict_split(

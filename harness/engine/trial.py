@@ -173,6 +173,7 @@ class Engine:
             pruned=fitted.pruned,
             seconds=fitted.seconds,
             images=fitted.images,
+            micro_batch=fitted.micro_batch,
             total_seconds=time.perf_counter() - began,
         )
 
@@ -260,6 +261,7 @@ class Engine:
                 pruned=result.pruned,
                 seconds=result.seconds,
                 images=result.images,
+                micro_batch=min(config.batch_size, features.train_size),
                 total_seconds=total_seconds,
                 # The passes are the group's: counted once.
                 counted=first,
@@ -284,6 +286,7 @@ class Engine:
         pruned: bool,
         seconds: float,
         images: int,
+        micro_batch: int,
         total_seconds: float,
         counted: bool = True,
     ) -> TrialOutcome:
@@ -298,6 +301,7 @@ class Engine:
             frozen_param_share=part.plan.param_share,
             flops=part.flops.image if part.flops else None,
             frozen_flop_share=part.flops.frozen_share if part.flops else None,
+            micro_batch=micro_batch,
             cut=part.cut.method,
             prefix_passes=prefix.counts.passes if prefix else 0,
             prefix_seconds=prefix.counts.seconds if prefix else 0.0,
