@@ -213,10 +213,17 @@ class ProbeRecord:
             reason=reason,
         )
 
+    def ridge(self, metric: Metric) -> float:
+        """Return the score of ridge regression."""
+        return self.ridge_f1 if metric == "f1" else self.ridge_accuracy
+
+    def knn(self, metric: Metric) -> float:
+        """Return the score of the neighbours' votes."""
+        return self.knn_f1 if metric == "f1" else self.knn_accuracy
+
     def value(self, metric: Metric) -> float:
-        """Return the better probe's score on the validation split."""
-        pairs = {"f1": (self.ridge_f1, self.knn_f1), "accuracy": (self.ridge_accuracy, self.knn_accuracy)}
-        return max(pairs[metric])
+        """Return the better probe's score."""
+        return max(self.ridge(metric), self.knn(metric))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -71,3 +71,49 @@ def test_a_resumed_study_remembers_its_best(view, records, capsys):
     assert "resumes at 1 of 3" in err
     best = max(record.scores["val"].f1 for record in records)
     assert f"[2/3] macro-F1 {records[1].scores['val'].f1:.4f} (best {best:.4f})" in err
+
+
+@pytest.fixture
+def probe():
+    from harness import ProbeRecord
+
+    return ProbeRecord(
+        backbone="net[bold]", ridge_f1=0.61, ridge_accuracy=0.1, knn_f1=0.5, knn_accuracy=0.2, seconds=1.24
+    )
+
+
+def test_a_pipe_gets_a_line_per_probe(view, probe, capsys):
+    terminal = Terminal()
+    terminal.harness_study_started(study=view, records=())
+    terminal.harness_probe_finished(study=view, probe=probe)
+    terminal.harness_probe_finished(study=view, probe=type(probe).failed("other", "crash: signal SIGKILL"))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[1] == "[probe] macro-F1 ridge 0.6100 kNN 0.5000 net[bold] 1.2s"
+    assert lines[2] == "[probe] none other: crash: signal SIGKILL"
+
+
+def test_the_first_table_is_of_the_probes(view, records, probe):
+    import io
+
+    from rich.console import Console
+
+    terminal = Terminal()
+    terminal.harness_study_started(study=view, records=())
+    terminal.harness_probe_finished(study=view, probe=probe)
+    console = Console(file=io.StringIO(), width=80)
+    console.print(terminal._table(view))
+    assert "net[bold]" in console.file.getvalue()
+    assert "61.0" in console.file.getvalue()
+    terminal.harness_trial_finished(study=view, record=records[0])
+    console.print(terminal._table(view))
+    assert "best by macro-F1" in console.file.getvalue()
+
+
+def test_a_study_within_a_budget_says_so_and_counts_without_an_end(records, capsys):
+    view = StudyView(name="s", dataset="d", metric="f1", trials=None, epochs=2, folder="f", budget=5400)
+    terminal = Terminal()
+    terminal.harness_study_started(study=view, records=())
+    terminal.harness_trial_finished(study=view, record=records[0])
+    lines = capsys.readouterr().err.splitlines()
+    assert "trials within 1h30m" in lines[0]
+    assert lines[1].startswith("[1] macro-F1 ")

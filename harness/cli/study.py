@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,7 @@ from harness.text import safe_text
 
 if TYPE_CHECKING:
     from harness.config import StudyConfig
-    from harness.records import TrialRecord
+    from harness.records import Metric, ProbeRecord, TrialRecord
     from harness.search.result import StudyResult
 
 _RUNS = click.option(
@@ -150,7 +151,7 @@ def list_(runs: Path | None, as_json: bool) -> None:
             (
                 safe_text(study.name),
                 safe_text(summary["dataset"]),
-                f"{sum(summary['outcomes'].values())}/{summary['trials']}",
+                f"{sum(summary['outcomes'].values())}/{summary['trials'] or '-'}",
                 f"{100 * best['val'][study.metric]:.1f}" if best else "-",
                 study.metric,
             )
@@ -167,7 +168,14 @@ def show(study: str, runs: Path | None, as_json: bool) -> None:
     result = find_study(study, runs)
     if as_json:
         click.echo(
-            json.dumps({**_summary(result), "records": [_row(record) for record in result.records]}, indent=2)
+            json.dumps(
+                {
+                    **_summary(result),
+                    "records": [_row(record) for record in result.records],
+                    "probes": [dataclasses.asdict(probe) for probe in result.probes],
+                },
+                indent=2,
+            )
         )
         return
     rows: list[tuple[str, ...]] = [
@@ -191,6 +199,9 @@ def show(study: str, runs: Path | None, as_json: bool) -> None:
             )
         )
     _print_columns(rows)
+    if result.probes:
+        click.echo("\nfeatures as they are, on val")
+        _print_columns([("backbone", "ridge", "kNN", "why not"), *map(_probe_row, _ranked(result))])
 
 
 @command.command()
@@ -243,9 +254,19 @@ def _folders(runs: Path | None) -> Iterator[Path]:
     return study_folders(runs or paths.runs())
 
 
-def _row(record: TrialRecord) -> dict[str, Any]:
-    import dataclasses
+def _ranked(result: StudyResult) -> list[tuple[ProbeRecord, Metric]]:
+    ranked = sorted(result.probes, key=lambda probe: -probe.value(result.metric))
+    return [(probe, result.metric) for probe in ranked]
 
+
+def _probe_row(ranked: tuple[ProbeRecord, Metric]) -> tuple[str, ...]:
+    probe, metric = ranked
+    scores = (probe.ridge(metric), probe.knn(metric))
+    shown = ("-", "-") if probe.reason else tuple(f"{100 * score:.1f}" for score in scores)
+    return (safe_text(probe.backbone), *shown, safe_text(probe.reason))
+
+
+def _row(record: TrialRecord) -> dict[str, Any]:
     return {
         "study": record.study,
         "kind": record.kind,

@@ -58,9 +58,9 @@ class Terminal:
         elif probe.reason:
             self._print(f"[probe] none {probe.backbone}: {probe.reason}")
         else:
-            ridge, nearest = _probed(study, probe)
+            ridge, knn = probe.ridge(study.metric), probe.knn(study.metric)
             self._print(
-                f"[probe] {_metric(study)} ridge {ridge:.4f} kNN {nearest:.4f} "
+                f"[probe] {_metric(study)} ridge {ridge:.4f} kNN {knn:.4f} "
                 f"{probe.backbone} {probe.seconds:.1f}s"
             )
 
@@ -193,10 +193,10 @@ class Terminal:
         for name in ("backbone", "ridge", "kNN"):
             table.add_column(name, overflow="fold")
         for probe in sorted(self._probes, key=lambda probe: -probe.value(study.metric))[:SHOWN]:
-            scores = [f"{100 * score:.1f}" for score in _probed(study, probe)]
-            table.add_row(
-                Text(safe_text(probe.backbone)), *([safe_text(probe.reason), ""] if probe.reason else scores)
-            )
+            ridge, knn = probe.ridge(study.metric), probe.knn(study.metric)
+            scores = [f"{100 * ridge:.1f}", f"{100 * knn:.1f}"]
+            cells = [Text(safe_text(probe.reason)), ""] if probe.reason else scores
+            table.add_row(Text(safe_text(probe.backbone)), *cells)
         return table
 
     def _line(self, study: StudyView, record: TrialRecord) -> str:
@@ -238,12 +238,6 @@ def _metric(study: StudyView) -> str:
 def _score(study: StudyView, record: TrialRecord) -> float:
     scores = record.scores["val"]
     return scores.f1 if study.metric == "f1" else scores.accuracy
-
-
-def _probed(study: StudyView, probe: ProbeRecord) -> tuple[float, float]:
-    if study.metric == "f1":
-        return probe.ridge_f1, probe.knn_f1
-    return probe.ridge_accuracy, probe.knn_accuracy
 
 
 def _duration(seconds: float) -> str:
