@@ -1,6 +1,11 @@
 from __future__ import annotations
 
+import os
+
 import pytest
+
+# The tests run in several processes: threads on top of them would wait for each other at full speed.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 TINY = {
     "dataset": "dots",
