@@ -44,8 +44,9 @@ def test_the_finalists_time_is_set_aside(clock):
     budget = Budget(100, FinalizeConfig(top=2))
     budget.plan(records)
     clock.now = 100 - reserve - 10
-    assert budget.pays_for([records[0].config], costs)
-    assert not budget.pays_for([records[0].config] * 2, costs)
+    assert budget.for_search == pytest.approx(10)
+    assert budget.pays_for(10)
+    assert not budget.pays_for(20)
     assert budget.is_spent
     assert budget.pays_for_final(records[0], costs)
 
@@ -66,7 +67,8 @@ def test_without_a_budget_everything_is_paid_for(clock):
     budget.plan([record])
     clock.now = 1e12
     assert budget.left == math.inf
-    assert budget.pays_for([record.config], CostModel([record]))
+    assert budget.pays_for(1e9)
+    assert budget.for_search == math.inf
     assert not budget.is_overrun(1e9, final=False)
     assert not budget.is_spent
 

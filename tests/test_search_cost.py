@@ -3,7 +3,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from records_factory import make_config, make_record
+from records_factory import make_record
 
 from harness.search.cost import OVERHEAD, CostModel
 
@@ -42,11 +42,11 @@ def test_work_does_not_depend_on_the_seconds_of_this_machine():
 
 
 def test_seconds_are_those_of_the_slowest_trial_for_its_work_and_nothing_without_one():
-    assert CostModel([]).seconds(make_config()) is None
+    assert CostModel([]).seconds("a", 0.0, 5) == 0
     records = [measured("a", 0.0, flops=1e6, share=0, seconds=s) for s in (10, 30)]
     epochs = len(records[0].curve)
     costs = CostModel(records)
-    assert costs.seconds(make_config(backbone="a", freeze_depth=0.0, epochs=epochs)) == pytest.approx(30)
-    assert costs.seconds(make_config(backbone="a", freeze_depth=0.0, epochs=2 * epochs)) == pytest.approx(60)
-    assert costs.seconds(make_config(backbone="a", freeze_depth=1.0, epochs=epochs)) < 3
+    assert costs.seconds("a", 0.0, epochs) == pytest.approx(30)
+    assert costs.seconds("a", 0.0, 2 * epochs) == pytest.approx(60)
+    assert costs.seconds("a", 1.0, epochs) < 3
     assert costs.final_seconds(records[0]) > 30

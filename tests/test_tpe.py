@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import optuna
 import pytest
 
@@ -58,6 +60,17 @@ def test_of_equally_promising_points_the_cheap_are_proposed_more_often():
     weighed = [depth for depth, _ in proposals(lambda seed: sampler(seed, 1.0))]
     assert weighed.count(1.0) > free.count(1.0)
     assert weighed.count(0.0) < free.count(0.0)
+
+
+def test_what_is_out_of_reach_is_proposed_only_where_everything_is():
+    def make(seed, reach):
+        def limited(point):
+            return 1.0 if point["freeze_depth"] >= reach else math.inf
+
+        return CostAwareTPESampler(cost=limited, exponent=0.0, seed=seed, n_startup_trials=6)
+
+    assert {depth for depth, _ in proposals(lambda seed: make(seed, 0.5))} <= {0.5, 1.0}
+    assert len(proposals(lambda seed: make(seed, 2.0), count=2)) == 2
 
 
 def test_the_cost_of_each_candidate_is_asked_for_by_what_the_user_wrote():

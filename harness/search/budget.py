@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 
 from harness.config import FinalizeConfig
-from harness.records import TrialConfig, TrialRecord
+from harness.records import TrialRecord
 from harness.search.cost import CostModel
 from harness.search.result import choose_finalists
 
@@ -59,10 +59,14 @@ class Budget:
             each += [max(each, default=0.0)] * (self._finalize.top - len(each))
             self._reserve = self._finalize.seeds * sum(each)
 
-    def pays_for(self, configs: Sequence[TrialConfig], costs: CostModel) -> bool:
-        """Say whether there is time for trials that run together; notes it when there is not."""
-        predicted = [costs.seconds(config) or 0.0 for config in configs]
-        return self._pays(sum(predicted) + self._reserve)
+    @property
+    def for_search(self) -> float:
+        """Seconds that trials may still take; without end until one is complete."""
+        return self.left - self._reserve if self._has_result else math.inf
+
+    def pays_for(self, seconds: float) -> bool:
+        """Say whether there is time for trials of some seconds; notes it when there is not."""
+        return self._pays(seconds + self._reserve)
 
     def pays_for_final(self, record: TrialRecord, costs: CostModel) -> bool:
         """Say whether there is time to train a finalist; notes it when there is not."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from harness.records import TrialConfig, TrialRecord
+from harness.records import TrialRecord
 
 OVERHEAD = 0.02
 """What a training costs beside its work: a share of that of the largest model seen, trained whole."""
@@ -53,22 +53,21 @@ class CostModel:
         relative = self._flops.get(backbone, self._mean) / self._largest
         return 3 * (relative * (1 - frozen) + OVERHEAD)
 
-    def seconds(self, config: TrialConfig) -> float | None:
-        """Return how long a whole trial would take here; None before there is anything to go by.
+    def seconds(self, backbone: str, freeze_depth: float, epochs: int) -> float:
+        """Return how long a whole trial would take here; 0 before there is anything to go by.
 
         On the safe side: of the backbone's trials so far, that which took longest for its work.
         """
-        known = self._seconds.get(config.backbone) or [s for some in self._seconds.values() for s in some]
-        if not known:
-            return None
-        return max(known) * self.work(config.backbone, config.freeze_depth) * config.epochs
+        known = self._seconds.get(backbone) or [s for some in self._seconds.values() for s in some]
+        return max(known, default=0.0) * self.work(backbone, freeze_depth) * epochs
 
     def final_seconds(self, record: TrialRecord) -> float:
         """Return how long it would take to train a trial again and to test it."""
-        predicted = self.seconds(record.config) or 0.0
-        trained = record.config.epochs * sum(record.dataset.counts.get("train", ()))
+        config = record.config
+        predicted = self.seconds(config.backbone, config.freeze_depth, config.epochs)
+        trained = config.epochs * sum(record.dataset.counts.get("train", ()))
         tested = sum(record.dataset.counts.get("test", ()))
-        whole = self.work(record.config.backbone, 0.0)
+        whole = self.work(config.backbone, 0.0)
         # A forward pass over the test split, frozen part included.
-        per_work = predicted / (trained * self.work(record.config.backbone, record.config.freeze_depth))
+        per_work = predicted / (trained * self.work(config.backbone, config.freeze_depth))
         return predicted + tested * per_work * whole / 3

@@ -168,15 +168,20 @@ class RunningStudy:
     def _run_round(self, numbers: range, points: list[dict[str, Value]] | None) -> None:
         """Ask for the trials of a round, run those of which there is no record, and tell all."""
         self._stop.check()
-        costs = CostModel(self._trials())
+        records = self._trials()
+        costs = CostModel(records)
+        self._budget.plan(records)
         trials: dict[int, optuna.Trial] = {}
         configs: dict[int, TrialConfig] = {}
+        seconds: dict[int, float] = {}
         for number in numbers:
-            trials[number] = self._ask(number, points, costs)
+            affordable = self._budget.for_search - sum(seconds.values())
+            trials[number] = self._ask(number, points, costs, affordable)
             # At once: what is suggested comes from the sampler that the study has now.
             point = self._space.suggest(trials[number])
             seed = derive_seed(self._config.seed, "trial", number)
-            configs[number] = self._space.trial_config(self._config, point, seed)
+            config = configs[number] = self._space.trial_config(self._config, point, seed)
+            seconds[number] = costs.seconds(config.backbone, config.freeze_depth, config.epochs)
         for group in order(configs):
             known = {record.number: record for record in self._trials()}
             # Another version of the sampler may ask for something else.
@@ -186,8 +191,7 @@ class RunningStudy:
                 self._report_again([trials[number] for number in group], records)
             else:
                 self._budget.plan(list(known.values()))
-                costs = CostModel(list(known.values()))
-                if not self._budget.pays_for([configs[number] for number in group], costs):
+                if not self._budget.pays_for(sum(seconds[number] for number in group)):
                     continue
                 records = self._train("search", {number: configs[number] for number in group}, trials)
             for record in records:
@@ -195,8 +199,14 @@ class RunningStudy:
             for record in () if has_ended else records:
                 self._registry.notify("harness_trial_finished", study=self._view, record=record)
 
-    def _ask(self, number: int, points: list[dict[str, Value]] | None, costs: CostModel) -> optuna.Trial:
-        """Ask Optuna for a trial."""
+    def _ask(
+        self,
+        number: int,
+        points: list[dict[str, Value]] | None,
+        costs: CostModel,
+        affordable: float,
+    ) -> optuna.Trial:
+        """Ask Optuna for a trial of no more than some seconds, if that can be."""
         place = number - len(self._folder.imports)
         if points is not None and place < len(points):
             self._optuna.enqueue_trial(points[place])
@@ -204,7 +214,9 @@ class RunningStudy:
         def cost(point: Mapping[str, Any]) -> float:
             values = {axis.name: axis.choices[0] for axis in self._space.axes if len(axis.choices) == 1}
             values |= point
-            return costs.work(str(values["backbone"]), float(values["freeze_depth"]))
+            backbone, depth = str(values["backbone"]), float(values["freeze_depth"])
+            fits = costs.seconds(backbone, depth, self._config.train.epochs) <= affordable
+            return costs.work(backbone, depth) if fits else math.inf
 
         # A sampler of its own for each trial: what it proposes depends on the history and the seed alone.
         seed = derive_seed(self._config.seed, "proposal", number)

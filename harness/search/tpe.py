@@ -22,7 +22,8 @@ class CostAwareTPESampler(optuna.samplers.TPESampler):
     the search learns which costs are worth it (Lee et al., 2020).
 
     Args:
-        cost: Parameters of Optuna, of those that vary -> a positive cost.
+        cost: Parameters of Optuna, of those that vary -> a positive cost; infinite where a candidate is out
+            of reach, which is proposed only if all are.
         exponent: Of the cost; 0 ignores it.
         seed: Of the sampler.
         n_startup_trials: Random ones before the model.
@@ -61,4 +62,5 @@ class CostAwareTPESampler(optuna.samplers.TPESampler):
         }
         points = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         costs = np.array([self._cost(point) for point in points])
-        return np.asarray(improvement - self._exponent * np.log(costs))
+        weighed = improvement - self._exponent * np.log(np.where(np.isinf(costs), 1.0, costs))
+        return np.where(np.isinf(costs), -np.inf, weighed)
