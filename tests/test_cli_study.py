@@ -218,15 +218,13 @@ def test_broken_toml_in_a_setting_is_said_so(run):
     assert "is no valid TOML" in err
 
 
-def test_a_budget_has_no_number_of_trials_unless_one_is_given(harness_cli):
-    def asked(*flags):
-        code, out, _ = harness_cli("study", "run", "--dry-run", "--init", "scratch", *flags)
-        assert code == 0
-        return json.loads(out)["study"]
+@pytest.mark.parametrize(
+    ("flags", "trials", "budget"),
+    [({}, 20, None), ({"budget": "1h30m"}, None, 5400), ({"budget": "90s", "trials": 7}, 7, 90)],
+)
+def test_a_budget_has_no_number_of_trials_unless_one_is_given(flags, trials, budget):
+    from harness.cli.settings import study_values
+    from harness.config import parse_study
 
-    default = asked()
-    assert (default["trials"], default["budget"]) == (20, None)
-    timed = asked("--budget", "1h30m")
-    assert (timed["trials"], timed["budget"]) == (None, 5400)
-    both = asked("--budget", "90s", "--trials", "7")
-    assert (both["trials"], both["budget"]) == (7, 90)
+    study = parse_study(study_values(None, flags))
+    assert (study.trials, study.budget) == (trials, budget)
