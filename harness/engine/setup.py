@@ -60,6 +60,7 @@ class Setup:
         budget = default_budget(folder) if settings.cache is None else settings.cache
         self._store = ActivationStore(folder, budget)
         self._bandwidth = Bandwidth()
+        self._banks: dict[tuple[str, int, str], Bank] = {}
         self._models = Models(len(settings.manifest.classes))
 
     @contextmanager
@@ -141,13 +142,9 @@ class Setup:
     ) -> Images:
         items = {"train": self._manifest.of("train"), "val": self._manifest.of("val"), "test": test}
         items = {split: part for split, part in items.items() if part}
-        resize = short_side(inputs.size, inputs.crop)
         augmentation = self._registry.augmentations.get(config.augmentation)
         return Images(
-            {
-                split: Bank.open(part, resize, inputs.interpolation, self._home, on_chunk=on_step)
-                for split, part in items.items()
-            },
+            {split: self._bank(split, part, inputs, on_step) for split, part in items.items()},
             {split: torch.tensor([item.label for item in part]) for split, part in items.items()},
             policy=augmentation.spec.build(inputs),
             policy_name=config.augmentation,
@@ -157,6 +154,19 @@ class Setup:
             inputs=inputs,
             device=self.device,
         )
+
+    def _bank(
+        self, split: str, items: tuple[Item, ...], inputs: InputSpec, on_step: Callable[[], None]
+    ) -> Bank:
+        """Open the decoded images of a split; those that every trial reads stay open."""
+        resize = short_side(inputs.size, inputs.crop)
+        key = split, resize, inputs.interpolation
+        if key in self._banks:
+            return self._banks[key]
+        bank = Bank.open(items, resize, inputs.interpolation, self._home, on_chunk=on_step)
+        if split != "test":
+            self._banks[key] = bank
+        return bank
 
 
 def input_of(backbone: BackboneSpec, config: TrialConfig) -> InputSpec:
