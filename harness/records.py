@@ -179,7 +179,7 @@ class CostRecord:
     prefix_passes: int
     """Batches of images that went through the frozen part; none where all was found in the store."""
     prefix_seconds: float
-    """Spent in them, as part of `seconds` or of the evaluation."""
+    """Spent in them, as part of `seconds` or of the evaluation; a share of it where heads train together."""
     peak_memory: int
     """Bytes: of the device on a GPU, of the process on a CPU."""
 

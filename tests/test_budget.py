@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from records_factory import make_record
 
-from harness import run_study
+from harness import NoTrialSucceeded, run_study
 from harness.config import FinalizeConfig
 from harness.search import budget as module
 from harness.search.budget import Budget
@@ -42,7 +42,7 @@ def test_the_finalists_time_is_set_aside(clock):
     costs = CostModel(records)
     reserve = sum(costs.final_seconds(record) for record in records)
     budget = Budget(100, FinalizeConfig(top=2))
-    budget.plan(records)
+    budget.plan(records, [])
     clock.now = 100 - reserve - 10
     assert budget.for_search == pytest.approx(10)
     assert budget.pays_for(10)
@@ -54,22 +54,50 @@ def test_the_finalists_time_is_set_aside(clock):
 def test_a_training_that_takes_longer_than_foreseen_ends_at_an_epoch(clock):
     budget = Budget(100, FinalizeConfig(top=0))
     clock.now = 95
-    assert not budget.is_overrun(8, final=False), "there is no result yet"
-    budget.plan([lasted(10)])
-    assert not budget.is_overrun(6, final=False)
-    assert budget.is_overrun(8, final=False)
+    assert not budget.is_overrun(8), "there is no result yet"
+    budget.plan([lasted(10)], [])
+    assert not budget.is_overrun(6)
+    assert budget.is_overrun(8)
     assert budget.is_spent
+
+
+def test_no_time_is_set_aside_for_a_finalist_that_is_tested(clock):
+    trial, final = lasted(10, number=3), lasted(10, kind="final", number=3)
+    budget = Budget(100, FinalizeConfig(top=2, seeds=1))
+    budget.plan([trial], [])
+    assert budget.for_search < 95
+    budget.plan([trial], [final])
+    assert budget.for_search == 100
+
+
+def test_a_study_in_which_everything_fails_ends_with_its_time(tiny, registry, tmp_path, monkeypatch):
+    ticks = itertools.count()
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: float(next(ticks))))
+    config = tiny(trials=None, budget=20, space={"loss": "raising"})
+    with pytest.raises(NoTrialSucceeded):
+        run_study(config, registry=registry, runs=tmp_path)
+
+
+def test_a_budget_that_was_cut_off_goes_on_with_the_trials_it_has(tiny, registry, tmp_path, monkeypatch):
+    ticks = itertools.count()
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: float(next(ticks))))
+    asked = {"trials": None, "space": {"freeze_depth": [0.0, 1.0]}, "finalize": {"top": 1}}
+    first = run_study(tiny(**asked, budget=30), registry=registry, runs=tmp_path)
+    again = run_study(tiny(**asked, budget=40), registry=registry, runs=tmp_path)
+    kept = {record.folder: record for record in again.records}
+    assert len(kept) > len(first.records)
+    assert all(kept[record.folder].created == record.created for record in first.records)
 
 
 def test_without_a_budget_everything_is_paid_for(clock):
     budget = Budget(None, FinalizeConfig())
     record = lasted(1e9)
-    budget.plan([record])
+    budget.plan([record], [])
     clock.now = 1e12
     assert budget.left == math.inf
     assert budget.pays_for(1e9)
     assert budget.for_search == math.inf
-    assert not budget.is_overrun(1e9, final=False)
+    assert not budget.is_overrun(1e9)
     assert not budget.is_spent
 
 

@@ -50,3 +50,12 @@ def test_seconds_are_those_of_the_slowest_trial_for_its_work_and_nothing_without
     assert costs.seconds("a", 0.0, 2 * epochs) == pytest.approx(60)
     assert costs.seconds("a", 1.0, epochs) < 3
     assert costs.final_seconds(records[0]) > 30
+
+
+def test_passes_of_the_frozen_part_are_no_measure_of_the_rest():
+    cold = measured("a", 1.0, flops=1e6, share=1.0, seconds=60.0)
+    cold = dataclasses.replace(cold, cost=dataclasses.replace(cold.cost, prefix_seconds=59.4))
+    costs = CostModel([cold])
+    epochs = len(cold.curve)
+    assert costs.seconds("a", 0.0, epochs) == pytest.approx(0.6 * (1 + OVERHEAD) / OVERHEAD)
+    assert costs.seconds("a", 1.0, epochs) == pytest.approx(60)

@@ -84,10 +84,12 @@ def fit_heads(
         active = [head for head in heads if head.begin(epoch)]
         if not active:
             break
+        began = time.perf_counter()
         features, labels = source.train(epoch).to(device), source.labels("train").to(device)
+        share = (time.perf_counter() - began) / len(active)
         for chunk in _chunks(active, device):
             with kept_random_state():
-                _train_epoch(chunk, features, labels, on_step)
+                _train_epoch(chunk, features, labels, on_step, share)
         features, labels = source.split("val").to(device), source.labels("val")
         for number, head in enumerate(heads):
             if head not in active or head.error:
@@ -120,7 +122,11 @@ def _chunks(heads: Sequence[LinearHead], device: torch.device) -> Iterator[list[
 
 @torch.no_grad()
 def _train_epoch(
-    heads: Sequence[LinearHead], features: Tensor, labels: Tensor, on_step: Callable[[], None]
+    heads: Sequence[LinearHead],
+    features: Tensor,
+    labels: Tensor,
+    on_step: Callable[[], None],
+    fetching: float,
 ) -> None:
     started = time.perf_counter()
     first, device = heads[0], features.device
@@ -191,7 +197,7 @@ def _train_epoch(
             head.update_average(step)
         on_step()
 
-    seconds = (time.perf_counter() - started) / len(heads)
+    seconds = fetching + (time.perf_counter() - started) / len(heads)
     for head, loss in zip(heads, losses.cpu(), strict=False):
         head.finish_epoch(loss, seconds)
 

@@ -27,6 +27,8 @@ class Features:
         """Return features (N, D) of the training images as augmented in an epoch, counted from 0."""
         view = self._images.view(epoch)
         if self._train is None or self._train[0] != view:
+            # Not both at a time.
+            self._train = None
             self._train = view, self._read("train", view)
         return self._train[1]
 

@@ -132,10 +132,9 @@ def knn_probe(
         raise UsageError(f"k and temperature must be positive (got {k} and {temperature})")
     _check(features, labels, val_features, val_labels, num_classes)
     k = min(k, len(features))
-    known = torch.nn.functional.normalize(features.float())
     shares = []
     for part in val_features.split(_ROWS):
-        similarity, nearest = (torch.nn.functional.normalize(part.float()) @ known.T).topk(k)
+        similarity, nearest = _find_nearest(torch.nn.functional.normalize(part.float()), features, k)
         # Less the largest, as in a softmax: a low temperature must not overflow.
         votes = ((similarity - similarity[:, :1]) / temperature).exp().cpu()
         share = torch.zeros(len(part), num_classes).scatter_add_(1, labels[nearest].cpu(), votes)
@@ -144,6 +143,19 @@ def knn_probe(
     accuracy, f1 = metrics.point_scores(val_labels.cpu().numpy(), logits.argmax(axis=1), num_classes)
     seconds = time.perf_counter() - started
     return ProbeResult(accuracy=accuracy, f1=f1, parameter=k, logits=logits, seconds=seconds)
+
+
+def _find_nearest(rows: Tensor, features: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return similarities and numbers (M, k) of the features that are nearest to some rows of norm 1."""
+    best, numbers = rows.new_empty(len(rows), 0), torch.empty(len(rows), 0, dtype=torch.int64)
+    numbers = numbers.to(rows.device)
+    for start in range(0, len(features), _ROWS):
+        part = torch.nn.functional.normalize(features[start : start + _ROWS].float())
+        own = torch.arange(start, start + len(part), device=rows.device).expand(len(rows), -1)
+        candidates = torch.cat([best, rows @ part.T], dim=1)
+        best, places = candidates.topk(min(k, candidates.shape[1]))
+        numbers = torch.cat([numbers, own], dim=1).gather(1, places)
+    return best, numbers
 
 
 def _reduce(
@@ -193,7 +205,7 @@ def _check(
     for split, x, y in (("train", features, labels), ("val", val_features, val_labels)):
         if not len(y) or len(x) != len(y):
             raise DataError(f"the {split} split has {len(x)} features and {len(y)} labels")
-        if not x.isfinite().all():
+        if not all(part.isfinite().all() for part in x.split(_ROWS)):
             raise DataError(f"features of the {split} split are not finite")
         if y.min() < 0 or y.max() >= num_classes:
             raise DataError(f"labels of the {split} split are not in [0, {num_classes})")

@@ -81,12 +81,17 @@ class Setup:
         seed_all(job.config.seed)
         return self._models.build(backbone, job.config, job.weights)
 
-    def open(self, job: TrialJob, on_step: Callable[[], None]) -> Opened:
-        """Build a trial's model, and what it reads its images from."""
+    def open(
+        self,
+        job: TrialJob,
+        on_step: Callable[[], None],
+        built: tuple[nn.Module, FrozenPart] | None = None,
+    ) -> Opened:
+        """Set up a trial: its model, if that is not built yet, and what it reads its images from."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         backbone = self._registry.backbones.get(job.config.backbone).spec
-        model, part = self.build(job)
+        model, part = built or self.build(job)
         images = self._images(job.config, job.test, input_of(backbone, job.config), on_step)
         prefix = self._prefix(model, part, job, images, on_step)
         on_step()

@@ -17,6 +17,7 @@ from harness.engine.features import Features
 from harness.engine.fit import DivergedError, Prediction, fit, is_bf16, predict_split
 from harness.engine.job import EngineSettings, ProbeJob, TrialJob, TrialOutcome
 from harness.engine.linear import predict_head
+from harness.engine.model import FrozenPart
 from harness.engine.outcome import fail, raise_if_machine_failed, say_in_a_line, succeed
 from harness.engine.probes import knn_probe, ridge_probe
 from harness.engine.setup import Opened, Setup
@@ -188,15 +189,19 @@ class Engine:
             return None
         began = time.perf_counter()
         heads = []
-        for job in jobs:
-            model, part = self._setup.build(job)
+        built: tuple[nn.Module, FrozenPart] | None = None
+        # The first comes last: what it is built from opens the images for all.
+        for job in reversed(jobs):
+            model, part = built = self._setup.build(job)
             if part.head is None:
                 return None
             layer = model.get_submodule(part.head)
             assert isinstance(layer, nn.Linear)
             bias = None if layer.bias is None else layer.bias.detach().clone()
             heads.append((layer.weight.detach().clone(), bias))
-        opened = self._setup.open(jobs[0], on_step)
+            on_step()
+        heads.reverse()
+        opened = self._setup.open(jobs[0], on_step, built)
         assert opened.prefix is not None
         features = Features(opened.images, opened.prefix)
         head_jobs = [
@@ -220,7 +225,7 @@ class Engine:
         )
         share = (time.perf_counter() - began) / len(jobs)
         return [
-            self._finish_head(job, result, opened, features, share, first=number == 0)
+            self._finish_head(job, result, opened, features, share, together=len(jobs), first=number == 0)
             for number, (job, result) in enumerate(zip(jobs, results, strict=True))
         ]
 
@@ -232,6 +237,7 @@ class Engine:
         features: Features,
         total_seconds: float,
         *,
+        together: int,
         first: bool,
     ) -> TrialOutcome:
         """Return the outcome of one head of those that trained together."""
@@ -263,8 +269,8 @@ class Engine:
                 images=result.images,
                 micro_batch=min(config.batch_size, features.train_size),
                 total_seconds=total_seconds,
-                # The passes are the group's: counted once.
-                counted=first,
+                together=together,
+                counts_passes=first,
             )
         except Exception as error:
             facts = environment_facts(self.device, config.precision)
@@ -288,10 +294,15 @@ class Engine:
         images: int,
         micro_batch: int,
         total_seconds: float,
-        counted: bool = True,
+        together: int = 1,
+        counts_passes: bool = True,
     ) -> TrialOutcome:
-        """Save what a training leaves behind, and score it."""
-        part, prefix = opened.part, opened.prefix if counted else None
+        """Save what a training leaves behind, and score it.
+
+        Of several that trained together each is given its share of the time of the passes; the passes
+        themselves are counted once.
+        """
+        part, prefix = opened.part, opened.prefix
         cost = CostRecord(
             seconds=seconds,
             total_seconds=total_seconds,
@@ -303,8 +314,8 @@ class Engine:
             frozen_flop_share=part.flops.frozen_share if part.flops else None,
             micro_batch=micro_batch,
             cut=part.cut.method,
-            prefix_passes=prefix.counts.passes if prefix else 0,
-            prefix_seconds=prefix.counts.seconds if prefix else 0.0,
+            prefix_passes=prefix.counts.passes if prefix and counts_passes else 0,
+            prefix_seconds=prefix.counts.seconds / together if prefix else 0.0,
             peak_memory=peak_memory(self.device),
         )
         if job.kind == "final":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Sequence
 
 from harness.config import FinalizeConfig
@@ -45,19 +46,25 @@ class Budget:
         """
         return max(0.0, self.left / self._seconds) if math.isfinite(self._seconds) else 0.0
 
-    def plan(self, records: Sequence[TrialRecord]) -> None:
-        """Set time aside for the finalists as they are now.
+    def plan(self, trials: Sequence[TrialRecord], finals: Sequence[TrialRecord]) -> None:
+        """Set time aside for the finalists as they are now, less those that are tested already.
 
-        Until a trial is complete there is no end: a study without a result would be no use of the time.
+        Until a trial is complete none is cut off or left out: a study without a result would be no use of the
+        time.
         """
-        self._has_result = any(record.state == "complete" for record in records)
-        if math.isfinite(self._seconds):
-            costs = CostModel(records)
-            finalists = choose_finalists(records, self._finalize.top)
-            each = [costs.final_seconds(record) for record in finalists]
-            # Of those that are not known yet, the dearest known stands for each.
-            each += [max(each, default=0.0)] * (self._finalize.top - len(each))
-            self._reserve = self._finalize.seeds * sum(each)
+        self._has_result = any(record.state == "complete" for record in trials)
+        if math.isinf(self._seconds):
+            return
+        costs = CostModel(trials)
+        tested = Counter(record.number for record in finals if record.state == "complete")
+        self._reserve = sum(
+            costs.final_seconds(finalist) * max(0, self._finalize.seeds - tested[finalist.number])
+            for finalist in choose_finalists(trials, self._finalize.top)
+        )
+
+    def check(self) -> None:
+        """Note that the time is over, whatever came of it."""
+        self.is_spent = self.is_spent or self.left <= 0
 
     @property
     def for_search(self) -> float:
@@ -80,11 +87,10 @@ class Budget:
         self.is_spent = self.is_spent or not pays
         return pays
 
-    def is_overrun(self, seconds: float, *, final: bool) -> bool:
-        """Say whether another epoch of some seconds would go too far over the time there is."""
+    def is_overrun(self, seconds: float) -> bool:
+        """Say whether another epoch of some seconds would take a trial too far over the time there is."""
         if math.isinf(self._seconds) or not self._has_result:
             return False
-        reserve = 0.0 if final else self._reserve
-        over = self.left - reserve - seconds < -SLACK * self._seconds
+        over = self.left - self._reserve - seconds < -SLACK * self._seconds
         self.is_spent = self.is_spent or over
         return over

@@ -37,10 +37,15 @@ class CostModel:
         self._mean = statistics.fmean(self._flops.values()) if self._flops else 1.0
         self._largest = max(self._flops.values(), default=1.0)
         self._seconds: dict[str, list[float]] = {}
+        self._prefix: dict[str, list[float]] = {}
         for record in records:
             if record.cost is not None and record.curve:
-                work = self.work(record.config.backbone, record.config.freeze_depth) * len(record.curve)
-                self._seconds.setdefault(record.config.backbone, []).append(record.cost.total_seconds / work)
+                name = record.config.backbone
+                work = self.work(name, record.config.freeze_depth) * len(record.curve)
+                # Passes of the frozen part are no part of the work behind the cut, and most trials have none.
+                rest = max(0.0, record.cost.total_seconds - record.cost.prefix_seconds)
+                self._seconds.setdefault(name, []).append(rest / work)
+                self._prefix.setdefault(name, []).append(record.cost.prefix_seconds)
 
     def work(self, backbone: str, freeze_depth: float) -> float:
         """Return the work of training on one image, relative to a forward pass of the largest backbone seen.
@@ -59,7 +64,8 @@ class CostModel:
         On the safe side: of the backbone's trials so far, that which took longest for its work.
         """
         known = self._seconds.get(backbone) or [s for some in self._seconds.values() for s in some]
-        return max(known, default=0.0) * self.work(backbone, freeze_depth) * epochs
+        passes = statistics.median_high(self._prefix.get(backbone, [0.0])) if freeze_depth else 0.0
+        return max(known, default=0.0) * self.work(backbone, freeze_depth) * epochs + passes
 
     def final_seconds(self, record: TrialRecord) -> float:
         """Return how long it would take to train a trial again and to test it."""

@@ -274,8 +274,8 @@ class StudyFolder:
     def tell(self, study: optuna.Study, trial: optuna.Trial, record: TrialRecord) -> None:
         """Tell Optuna what a record says.
 
-        A diverged or too large trial is a lesson: it counts as pruned with the worst value. A crash teaches
-        nothing.
+        A diverged or too large trial is a lesson: it counts as pruned, with the worst value in the next
+        epoch. A crash teaches nothing.
         """
         import optuna
 

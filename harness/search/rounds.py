@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from harness.records import Metric, ProbeRecord, TrialConfig
 
 SIZE = 4
-"""Trials of a round. What they propose depends on the rounds before, not on one another's scores."""
+"""Trials of a round. Proposals depend on the scores of the rounds before, not on those of their own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,11 +44,16 @@ def allocate(backbones: Sequence[str], probes: Sequence[ProbeRecord], size: int,
     return [*ranked, *more]
 
 
-def order(configs: Mapping[int, TrialConfig]) -> list[list[int]]:
+def order(configs: Mapping[int, TrialConfig], linear: Collection[str]) -> list[list[int]]:
     """Return the numbers of a round's trials in the order they run, those that run together as one group.
 
-    Together run those that train nothing but the head of one backbone, on the same images. Backbones follow
-    one another as they were proposed, and within each the cheapest, most frozen trials come first.
+    Together run those that train nothing but the linear head of one backbone, on the same images. Backbones
+    follow one another as they were proposed, and within each the most frozen, cheapest trials come first.
+
+    Args:
+        configs: By number.
+        linear: Backbones that are known to have a linear head. What trains a whole model runs alone, so that
+            little is lost when it is cut off.
     """
     places: dict[str, int] = {}
     for config in configs.values():
@@ -63,7 +68,8 @@ def order(configs: Mapping[int, TrialConfig]) -> list[list[int]]:
         config = configs[number]
         alike = groups and key(groups[-1][0]) == key(number)
         # Random weights are each trial's own.
-        if alike and config.freeze_depth == 1 and config.init == "pretrained":
+        is_head = config.freeze_depth == 1 and config.backbone in linear
+        if alike and is_head and config.init == "pretrained":
             groups[-1].append(number)
         else:
             groups.append([number])

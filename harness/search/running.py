@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from harness import paths
 from harness.config import StudyConfig
@@ -35,9 +35,10 @@ from harness.search.card import write_card
 from harness.search.cost import CostModel
 from harness.search.executors import Executor, InlineExecutor, ProcessExecutor
 from harness.search.folder import StudyFolder
+from harness.search.proposals import Proposals, report_again
 from harness.search.result import StudyResult, choose_finalists, rank_trials
 from harness.search.rounds import SIZE, Rounds, allocate, order
-from harness.search.sampling import STARTUP_TRIALS, build_sampler, derive_seed
+from harness.search.sampling import STARTUP_TRIALS
 from harness.search.signals import StopSignal
 from harness.search.space import COMPONENTS, Value
 
@@ -133,109 +134,82 @@ class RunningStudy:
             )
         return result
 
-    def _search(self, wanted: int | None, points: list[dict[str, Value]] | None) -> None:
+    def _search(self, wanted: int | None, grid: list[dict[str, Value]] | None) -> None:
         """Run rounds of trials until the wanted number has ended, or the budget pays for no more."""
         imported = len(self._folder.imports)
         end = math.inf if wanted is None else imported + wanted
-        numbers = {record.number for record in self._trials()}
+        self._trials = {r.number: r for r in self._folder.records() if r.kind == "search"}
         rounds = self._rounds()
-        if numbers:
-            self._folder.check_numbers(numbers, rounds.bounds(max(numbers))[0])
-        missing = next(number for number in itertools.count(imported) if number not in numbers)
+        if self._trials:
+            self._folder.check_numbers(self._trials, rounds.bounds(max(self._trials))[0])
+        missing = next(number for number in itertools.count(imported) if number not in self._trials)
         is_over = missing >= end
         # A round that was begun is asked for anew, from the history it began with.
-        told = imported + len(numbers) if is_over else rounds.bounds(missing)[0]
+        told = imported + len(self._trials) if is_over else rounds.bounds(missing)[0]
         self._optuna = self._folder.optuna_study(self._config, told)
         if is_over:
             return
         probes = self._probe()
-        if not imported and points is None and probes:
+        self._linear = {probe.backbone for probe in probes if not probe.reason}
+        points: Sequence[Mapping[str, Value]] = grid or ()
+        if probes and grid is None and not imported and len(self._space.backbones) > 1:
             share = allocate(self._space.backbones, probes, rounds.first, self._config.metric)
-            points = [{"backbone": name} for name in share] if len(self._space.backbones) > 1 else None
+            points = [{"backbone": name} for name in share]
+        self._proposals = Proposals(self._optuna, self._config, self._space, start=imported, points=points)
         while told < end and not self._budget.is_spent:
             begin, stop = rounds.bounds(told)
             told = int(min(stop, end))
-            self._run_round(range(begin, told), points)
+            self._run_round(range(begin, told))
+            self._budget.check()
 
     def _rounds(self) -> Rounds:
         imported = len(self._folder.imports)
         if imported or self._config.search.sampler == "grid":
             return Rounds(start=imported, first=SIZE)
-        first = max(STARTUP_TRIALS, len(self._space.backbones))
-        # A Gaussian process does not spread what it proposes at one time.
-        return Rounds(start=0, first=first, size=1 if self._config.search.sampler == "gp" else SIZE)
+        return Rounds(start=0, first=max(STARTUP_TRIALS, len(self._space.backbones)))
 
-    def _run_round(self, numbers: range, points: list[dict[str, Value]] | None) -> None:
+    def _run_round(self, numbers: range) -> None:
         """Ask for the trials of a round, run those of which there is no record, and tell all."""
         self._stop.check()
-        records = self._trials()
-        costs = CostModel(records)
-        self._budget.plan(records)
+        costs = CostModel([*self._trials.values()])
+        self._plan()
         trials: dict[int, optuna.Trial] = {}
         configs: dict[int, TrialConfig] = {}
-        seconds: dict[int, float] = {}
+        committed = 0.0
         for number in numbers:
-            affordable = self._budget.for_search - sum(seconds.values())
-            trials[number] = self._ask(number, points, costs, affordable)
-            # At once: what is suggested comes from the sampler that the study has now.
-            point = self._space.suggest(trials[number])
-            seed = derive_seed(self._config.seed, "trial", number)
-            config = configs[number] = self._space.trial_config(self._config, point, seed)
-            seconds[number] = costs.seconds(config.backbone, config.freeze_depth, config.epochs)
-        for group in order(configs):
-            known = {record.number: record for record in self._trials()}
-            # Another version of the sampler may ask for something else.
-            has_ended = all(number in known and known[number].config == configs[number] for number in group)
-            if has_ended:
-                records = [known[number] for number in group]
-                self._report_again([trials[number] for number in group], records)
-            else:
-                self._budget.plan(list(known.values()))
-                if not self._budget.pays_for(sum(seconds[number] for number in group)):
-                    continue
-                records = self._train("search", {number: configs[number] for number in group}, trials)
-            for record in records:
-                self._folder.tell(self._optuna, trials[record.number], record)
-            for record in () if has_ended else records:
-                self._registry.notify("harness_trial_finished", study=self._view, record=record)
+            trials[number], config = self._proposals.ask(
+                number,
+                self._trials.get(number),
+                costs,
+                affordable=self._budget.for_search - committed,
+                thrift=self._budget.thrift,
+            )
+            configs[number] = config
+            committed += costs.seconds(config.backbone, config.freeze_depth, config.epochs)
+        for group in order(configs, self._linear):
+            ended = [number for number in group if number in self._trials]
+            report_again([trials[n] for n in ended], [self._trials[n] for n in ended])
+            fresh = {number: configs[number] for number in group if number not in self._trials}
+            if fresh and self._pays_for(fresh):
+                self._train("search", fresh, trials)
+            for number in group:
+                if number in self._trials:
+                    self._folder.tell(self._optuna, trials[number], self._trials[number])
 
-    def _ask(
-        self,
-        number: int,
-        points: list[dict[str, Value]] | None,
-        costs: CostModel,
-        affordable: float,
-    ) -> optuna.Trial:
-        """Ask Optuna for a trial of no more than some seconds, if that can be."""
-        place = number - len(self._folder.imports)
-        if points is not None and place < len(points):
-            self._optuna.enqueue_trial(points[place])
+    def _plan(self) -> None:
+        """Set time aside for the finalists that are not tested yet."""
+        if self._config.budget is not None:
+            finals = [record for record in self._folder.records() if record.kind == "final"]
+            self._budget.plan([*self._trials.values()], finals)
 
-        def cost(point: Mapping[str, Any]) -> float:
-            values = {axis.name: axis.choices[0] for axis in self._space.axes if len(axis.choices) == 1}
-            values |= point
-            backbone, depth = str(values["backbone"]), float(values["freeze_depth"])
-            fits = costs.seconds(backbone, depth, self._config.train.epochs) <= affordable
-            return costs.work(backbone, depth) if fits else math.inf
-
-        # A sampler of its own for each trial: what it proposes depends on the history and the seed alone.
-        seed = derive_seed(self._config.seed, "proposal", number)
-        self._optuna.sampler = build_sampler(
-            self._config.search, seed, cost=cost, exponent=self._budget.thrift
-        )
-        return self._optuna.ask()
-
-    def _report_again(self, trials: Sequence[optuna.Trial], records: Sequence[TrialRecord]) -> None:
-        """Give Optuna's pruner what it saw when these trials ran, in the same order."""
-        for epoch in range(max((len(record.curve) for record in records), default=0)):
-            for trial, record in zip(trials, records, strict=True):
-                if epoch < len(record.curve):
-                    trial.report(record.curve[epoch].value(record.metric), step=epoch + 1)
-                    trial.should_prune()
-
-    def _trials(self) -> list[TrialRecord]:
-        """Return the records of the search."""
-        return [record for record in self._folder.records() if record.kind == "search"]
+    def _pays_for(self, configs: Mapping[int, TrialConfig]) -> bool:
+        """Say whether there is time for trials that run together."""
+        if self._config.budget is None:
+            return True
+        self._plan()
+        costs = CostModel([*self._trials.values()])
+        each = [costs.seconds(c.backbone, c.freeze_depth, c.epochs) for c in configs.values()]
+        return self._budget.pays_for(sum(each))
 
     def _grid(self) -> list[dict[str, Value]] | None:
         """Return the points that a grid study still has to visit, or has visited itself, in order.
@@ -253,7 +227,7 @@ class RunningStudy:
             return ()
         probes = list(self._folder.probes())
         for backbone in self._space.backbones:
-            if any(probe.backbone == backbone for probe in probes):
+            if any(probe.backbone == backbone for probe in probes) or self._budget.left <= 0:
                 continue
             self._stop.check()
             weights = self._weights.get(backbone)
@@ -272,57 +246,64 @@ class RunningStudy:
         """Train the finalists with fresh seeds and open the test split for them, once each."""
         records = self._folder.records()
         costs = CostModel([record for record in records if record.kind == "search"])
-        have = {record.folder for record in records if record.kind == "final" and record.state == "complete"}
+        tested = [r.config for r in records if r.kind == "final" and r.state == "complete"]
         for finalist in choose_finalists(records, self._config.finalize.top):
             for seed in range(1, self._config.finalize.seeds + 1):
                 config = replace(finalist.config, seed=self._config.seed + seed)
-                folder = folder_of("final", finalist.number, config.seed)
                 # The best of all is tested, whatever it takes.
-                if folder in have or (have and not self._budget.pays_for_final(finalist, costs)):
+                if config in tested or (tested and not self._budget.pays_for_final(finalist, costs)):
                     continue
-                (record,) = self._train("final", {finalist.number: config}, {})
-                have.add(folder)
-                self._registry.notify("harness_trial_finished", study=self._view, record=record)
+                self._train("final", {finalist.number: config}, {})
+                tested.append(config)
 
     def _train(
         self, kind: Kind, configs: Mapping[int, TrialConfig], trials: Mapping[int, optuna.Trial]
-    ) -> list[TrialRecord]:
+    ) -> None:
         """Run trainings together, of trials or of a finalist, and write their records."""
         jobs = [self._job(kind, number, config) for number, config in configs.items()]
         for number, config in configs.items():
             self._registry.notify(
                 "harness_trial_started", study=self._view, trial=config, kind=kind, number=number
             )
-        reported: set[tuple[int, int]] = set()
+        curves: list[list[EpochRecord]] = [[] for _ in jobs]
+        verdicts: dict[tuple[int, int], bool] = {}
 
         def on_epoch(place: int, epoch: EpochRecord) -> bool:
-            number = jobs[place].number
-            value = epoch.value(self._config.metric)
-            self._registry.notify(
-                "harness_epoch_finished",
-                study=self._view,
-                trial=jobs[place].config,
-                kind=kind,
-                number=number,
-                epoch=epoch.epoch,
-                value=value,
-            )
-            over = self._budget.is_overrun(epoch.seconds, final=kind == "final")
-            if kind == "final":
-                # Half a finalist is none: its test would not count.
-                return False
-            trial = trials[number]
-            if (number, epoch.epoch) not in reported:
-                reported.add((number, epoch.epoch))
-                trial.report(value, step=epoch.epoch)
-            return trial.should_prune() or over
+            # A training that begins again, alone, is told what it was told before.
+            if (place, epoch.epoch) not in verdicts:
+                curves[place].append(epoch)
+                trial = trials.get(jobs[place].number)
+                verdicts[place, epoch.epoch] = self._judge(jobs[place], epoch, trial)
+            return verdicts[place, epoch.epoch]
 
         self._stop.check()
         outcomes = self._executor.run(jobs, on_epoch, self._stop)
-        return [
-            self._keep(job, outcome, self._told(trials.get(job.number)))
-            for job, outcome in zip(jobs, outcomes, strict=True)
-        ]
+        for job, outcome, curve in zip(jobs, outcomes, curves, strict=True):
+            # A worker that died has told its epochs already.
+            whole = outcome if outcome.curve else replace(outcome, curve=tuple(curve))
+            record = self._keep(job, whole, self._told(trials.get(job.number)))
+            if kind == "search":
+                self._trials[job.number] = record
+            self._registry.notify("harness_trial_finished", study=self._view, record=record)
+
+    def _judge(self, job: TrialJob, epoch: EpochRecord, trial: optuna.Trial | None) -> bool:
+        """Tell observers and the pruner of an epoch; return whether the training ends with it."""
+        value = epoch.value(self._config.metric)
+        self._registry.notify(
+            "harness_epoch_finished",
+            study=self._view,
+            trial=job.config,
+            kind=job.kind,
+            number=job.number,
+            epoch=epoch.epoch,
+            value=value,
+        )
+        if trial is None:
+            # Half a finalist is none: its test would not count.
+            return False
+        trial.report(value, step=epoch.epoch)
+        is_last = epoch.epoch == job.config.epochs
+        return trial.should_prune() or (not is_last and self._budget.is_overrun(epoch.seconds))
 
     def _job(self, kind: Kind, number: int, config: TrialConfig) -> TrialJob:
         weights = self._weights.get(config.backbone)

@@ -1,0 +1,88 @@
+"""What Optuna proposes, trial by trial, as settings of a training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from harness.config import StudyConfig
+from harness.records import TrialConfig, TrialRecord
+from harness.search.cost import CostModel
+from harness.search.sampling import build_sampler, derive_seed
+from harness.search.space import Space, Value
+
+if TYPE_CHECKING:
+    import optuna
+
+
+class Proposals:
+    """Asks Optuna for the trials of one study.
+
+    Args:
+        study: Its index.
+        config: Of the study.
+        space: What is searched.
+        start: Number of the first trial that is not imported.
+        points: What the first trials are to be, whole points or parts of them.
+    """
+
+    def __init__(
+        self,
+        study: optuna.Study,
+        config: StudyConfig,
+        space: Space,
+        *,
+        start: int,
+        points: Sequence[Mapping[str, Value]],
+    ) -> None:
+        self._study = study
+        self._config = config
+        self._space = space
+        self._start = start
+        self._points = points
+
+    def ask(
+        self, number: int, record: TrialRecord | None, costs: CostModel, *, affordable: float, thrift: float
+    ) -> tuple[optuna.Trial, TrialConfig]:
+        """Ask for a trial.
+
+        Args:
+            number: Of the trial, the next.
+            record: What there is of it from a run that was cut off: asked for as it was.
+            costs: Predicts what candidates cost.
+            affordable: Seconds that it may take, if that can be.
+            thrift: How much cost counts.
+        """
+        place = number - self._start
+        if record is not None and record.search is not None:
+            self._study.enqueue_trial(dict(record.search.params))
+        elif place < len(self._points):
+            self._study.enqueue_trial(dict(self._points[place]))
+
+        fixed = {axis.name: axis.choices[0] for axis in self._space.axes if len(axis.choices) == 1}
+
+        def cost(point: Mapping[str, Any]) -> float:
+            values = {**fixed, **point}
+            backbone, depth = str(values["backbone"]), float(values["freeze_depth"])
+            fits = costs.seconds(backbone, depth, self._config.train.epochs) <= affordable
+            return costs.work(backbone, depth) if fits else math.inf
+
+        # A sampler of its own for each trial: what it proposes depends on the history and the seed alone.
+        seed = derive_seed(self._config.seed, "proposal", number)
+        self._study.sampler = build_sampler(self._config.search, seed, cost=cost, exponent=thrift)
+        trial = self._study.ask()
+        # At once: what is suggested comes from the sampler that the study has now.
+        point = self._space.suggest(trial)
+        return trial, self._space.trial_config(
+            self._config, point, derive_seed(self._config.seed, "trial", number)
+        )
+
+
+def report_again(trials: Sequence[optuna.Trial], records: Sequence[TrialRecord]) -> None:
+    """Give Optuna's pruner what it saw when trials ran side by side, in the same order."""
+    for epoch in range(max((len(record.curve) for record in records), default=0)):
+        for trial, record in zip(trials, records, strict=True):
+            if epoch < len(record.curve):
+                trial.report(record.curve[epoch].value(record.metric), step=epoch + 1)
+                trial.should_prune()
