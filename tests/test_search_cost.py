@@ -49,7 +49,7 @@ def test_seconds_are_those_of_the_slowest_trial_for_its_work_and_nothing_without
     assert costs.seconds("a", 0.0, epochs) == pytest.approx(30)
     assert costs.seconds("a", 0.0, 2 * epochs) == pytest.approx(60)
     assert costs.seconds("a", 1.0, epochs) < 3
-    assert costs.final_seconds(records[0]) > 30
+    assert 10 < costs.final_seconds(records[0]) < 20
 
 
 def test_passes_of_the_frozen_part_are_no_measure_of_the_rest():

@@ -68,12 +68,11 @@ class CostModel:
         return max(known, default=0.0) * self.work(backbone, freeze_depth) * epochs + passes
 
     def final_seconds(self, record: TrialRecord) -> float:
-        """Return how long it would take to train a trial again and to test it."""
-        config = record.config
-        predicted = self.seconds(config.backbone, config.freeze_depth, config.epochs)
-        trained = config.epochs * sum(record.dataset.counts.get("train", ()))
-        tested = sum(record.dataset.counts.get("test", ()))
-        whole = self.work(config.backbone, 0.0)
+        """Return how long it would take to train a complete trial again, and to test it."""
+        if record.cost is None:
+            return 0.0
+        config, trained = record.config, sum(record.dataset.counts.get("train", ()))
+        work = self.work(config.backbone, config.freeze_depth) * config.epochs * trained
         # A forward pass over the test split, frozen part included.
-        per_work = predicted / (trained * self.work(config.backbone, config.freeze_depth))
-        return predicted + tested * per_work * whole / 3
+        tested = self.work(config.backbone, 0.0) / 3 * sum(record.dataset.counts.get("test", ()))
+        return record.cost.total_seconds * (1 + tested / work)
