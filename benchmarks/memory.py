@@ -50,6 +50,7 @@ image_size = {size}
 [search]
 sampler = "grid"
 pruner = "none"
+probes = false
 
 [finalize]
 top = 0
