@@ -138,7 +138,7 @@ class SearchConfig(_Model):
 
     sampler: Literal["tpe", "random", "gp", "grid"] = "tpe"
     pruner: Literal["none", "median", "hyperband", "halving"] = "halving"
-    """`halving`: a third goes on after 3, 9, 27 epochs (Li et al., MLSys 2020, asynchronous halving)."""
+    """`halving`: of the trials of a freeze depth a third goes on after 3, 9, 27 epochs."""
     probes: bool = True
     """Probe the features of pretrained backbones first; the better ones get more of the first trials."""
 

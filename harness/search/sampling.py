@@ -61,6 +61,8 @@ def build_pruner(search: SearchConfig, epochs: int) -> optuna.pruners.BasePruner
     if search.pruner == "hyperband":
         return optuna.pruners.HyperbandPruner(min_resource=1, max_resource=epochs, reduction_factor=3)
     if search.pruner == "halving":
-        return optuna.pruners.SuccessiveHalvingPruner(min_resource=min(3, epochs), reduction_factor=3)
+        from harness.search.halving import PeerHalvingPruner
+
+        return PeerHalvingPruner(min_resource=min(3, epochs), reduction_factor=3)
     # Judged from the third epoch on, or a third of the way: before it, slow learners look like bad ones.
     return optuna.pruners.MedianPruner(n_startup_trials=STARTUP_TRIALS, n_warmup_steps=max(3, epochs // 3))

@@ -1,0 +1,43 @@
+"""Successive halving that compares like with like."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import optuna
+
+BANDS = 4
+"""Freeze depths are told apart by quarters."""
+
+
+class PeerHalvingPruner(optuna.pruners.SuccessiveHalvingPruner):
+    """Asynchronous successive halving (Li et al., MLSys 2020) among trials of about the same freeze depth.
+
+    The more is frozen, the faster a trial learns at first and the lower it ends: among all, halving would let
+    no trial that trains everything come to its end.
+    """
+
+    def prune(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> bool:
+        """Say whether a trial is to end at its last reported epoch."""
+        return super().prune(cast(optuna.Study, _Peers(study, trial)), trial)
+
+
+class _Peers:
+    """A study with those of its trials that a trial is compared with."""
+
+    def __init__(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+        self._whole = study
+        self._band = _band(trial)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._whole, name)
+
+    def get_trials(self, *values: Any, **named: Any) -> list[optuna.trial.FrozenTrial]:
+        """Return the peers."""
+        trials = self._whole.get_trials(*values, **named)
+        return [trial for trial in trials if _band(trial) == self._band]
+
+
+def _band(trial: optuna.trial.FrozenTrial) -> int:
+    # Where one depth is all there is, it is no parameter.
+    return round(BANDS * float(trial.params.get("freeze_depth", 0.0)))

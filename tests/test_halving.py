@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import optuna
+import pytest
+
+from harness.search.halving import PeerHalvingPruner
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+
+@pytest.fixture
+def study():
+    return optuna.create_study(
+        direction="maximize", pruner=PeerHalvingPruner(min_resource=3, reduction_factor=3)
+    )
+
+
+def judge(study, depth, values):
+    """Run a trial; return the epoch at which it was pruned, or None."""
+    study.enqueue_trial({"freeze_depth": depth})
+    trial = study.ask()
+    trial.suggest_float("freeze_depth", 0.0, 1.0)
+    for epoch, value in enumerate(values, start=1):
+        trial.report(value, step=epoch)
+        if trial.should_prune():
+            study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+            return epoch
+    study.tell(trial, values[-1])
+    return None
+
+
+def test_a_slow_starter_is_not_judged_by_trials_that_freeze_more(study):
+    for score in (0.80, 0.82, 0.81):
+        judge(study, 1.0, [score] * 5)
+    assert judge(study, 0.0, [0.1, 0.3, 0.5, 0.7, 0.9]) is None
+
+
+def test_of_its_peers_a_third_goes_on(study):
+    assert judge(study, 0.0, [0.5] * 5) is None
+    assert judge(study, 0.1, [0.4] * 5) == 3
+    assert judge(study, 0.0, [0.6] * 5) is None
+    assert judge(study, 0.25, [0.1] * 5) is None, "the first of its kind"
+
+
+def test_one_depth_is_no_parameter_and_all_are_peers():
+    study = optuna.create_study(
+        direction="maximize", pruner=PeerHalvingPruner(min_resource=1, reduction_factor=3)
+    )
+    first, second = study.ask(), study.ask()
+    first.report(0.5, step=1)
+    assert not first.should_prune()
+    second.report(0.4, step=1)
+    assert second.should_prune()
