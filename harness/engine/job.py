@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -68,3 +68,10 @@ class TrialOutcome:
     cost: CostRecord | None = None
     predictions: Mapping[str, str] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
+
+
+def report_as(
+    number: int, on_epoch: Callable[[int, EpochRecord], bool]
+) -> Callable[[int, EpochRecord], bool]:
+    """Return what a training that runs alone reports to, under its position among others."""
+    return lambda _, record: on_epoch(number, record)

@@ -15,7 +15,7 @@ from harness.engine.cut import bind_suffix
 from harness.engine.device import environment_facts, peak_memory
 from harness.engine.features import Features
 from harness.engine.fit import DivergedError, Prediction, fit, is_bf16, predict_split
-from harness.engine.job import EngineSettings, ProbeJob, TrialJob, TrialOutcome
+from harness.engine.job import EngineSettings, ProbeJob, TrialJob, TrialOutcome, report_as
 from harness.engine.linear import predict_head
 from harness.engine.model import FrozenPart
 from harness.engine.outcome import fail, raise_if_machine_failed, say_in_a_line, succeed
@@ -84,12 +84,8 @@ class Engine:
             # Whose failure it is comes out when each trains alone.
             outcomes = None
         if outcomes is None:
-
-            def report(number: int) -> Callable[[int, EpochRecord], bool]:
-                return lambda _, record: on_epoch(number, record)
-
             outcomes = [
-                self.run([job], on_step=on_step, on_epoch=report(number))[0]
+                self.run([job], on_step=on_step, on_epoch=report_as(number, on_epoch))[0]
                 for number, job in enumerate(jobs)
             ]
         return outcomes

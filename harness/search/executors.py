@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Protocol
 
-from harness.engine.job import EngineSettings, ProbeJob, TrialJob, TrialOutcome
+from harness.engine.job import EngineSettings, ProbeJob, TrialJob, TrialOutcome, report_as
 from harness.errors import HarnessError
 from harness.records import EpochRecord, ProbeRecord
 from harness.registry import Registry
@@ -105,12 +105,8 @@ class ProcessExecutor:
         except _GoneError as error:
             if len(jobs) == 1:
                 return [TrialOutcome(state="failed", reason=str(error), detail=self._tail())]
-
-        def report(number: int) -> Callable[[int, EpochRecord], bool]:
-            return lambda _, record: on_epoch(number, record)
-
         # Whose fault it was comes out when each runs alone.
-        return [self.run([job], report(number), stop)[0] for number, job in enumerate(jobs)]
+        return [self.run([job], report_as(number, on_epoch), stop)[0] for number, job in enumerate(jobs)]
 
     def probe(self, job: ProbeJob, stop: StopSignal) -> ProbeRecord:
         """Probe features in the child."""
