@@ -272,7 +272,9 @@ class TrialRecord:
     curve: tuple[EpochRecord, ...]
     cost: CostRecord | None
     predictions: Mapping[str, str]
-    """File name in the record's folder, by SHA-256."""
+    """SHA-256 of the file in the record's folder, by its name."""
+    model: str
+    """SHA-256 of the trained weights; empty where they were not kept."""
     environment: Mapping[str, str]
     search: SearchRecord | None = None
     """None for a final training, which is no trial of the search."""

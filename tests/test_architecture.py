@@ -22,6 +22,7 @@ DESCRIBING = {
     "harness.isolation",
     "harness.metrics",
     "harness.paths",
+    "harness.predictions",
     "harness.records",
     "harness.registry",
     "harness.specs",
@@ -37,6 +38,7 @@ READABLE = {
     "harness.errors",
     "harness.metrics",
     "harness.paths",
+    "harness.predictions",
     "harness.records",
     "harness.text",
 }

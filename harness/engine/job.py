@@ -67,6 +67,8 @@ class TrialOutcome:
     curve: tuple[EpochRecord, ...] = ()
     cost: CostRecord | None = None
     predictions: Mapping[str, str] = field(default_factory=dict)
+    model: str = ""
+    """SHA-256 of the weights, where they are kept."""
     environment: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -5,19 +5,17 @@ from __future__ import annotations
 import errno
 import traceback
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import safetensors.numpy
+import safetensors
 import torch
 
 from harness import metrics
 from harness.data.manifest import Item
-from harness.documents import file_sha256
 from harness.engine.fit import DivergedError, Prediction
 from harness.engine.job import TrialJob, TrialOutcome
 from harness.errors import DataError, HarnessError, StorageError
+from harness.predictions import Predictions, write_predictions
 from harness.records import CostRecord, EpochRecord
 
 _DISK_ERRORS = {errno.ENOSPC, errno.EROFS, errno.EIO, getattr(errno, "EDQUOT", errno.ENOSPC)}
@@ -33,26 +31,24 @@ def succeed(
     cost: CostRecord,
     num_classes: int,
     environment: Mapping[str, str],
+    model: str,
 ) -> TrialOutcome:
     """Save the predictions of each split, and score each from what is saved."""
-    tensors: dict[str, npt.NDArray[Any]] = {}
-    scores = {}
+    answers = {}
     for split, (probabilities, labels) in predictions.items():
-        scores[split] = metrics.evaluate(labels, probabilities.argmax(axis=1), num_classes)
-        tensors[f"{split}.probabilities"] = probabilities
-        tensors[f"{split}.labels"] = labels
         digests = [list(bytes.fromhex(item.sha256)) for item in items[split]]
-        tensors[f"{split}.images"] = np.array(digests, dtype=np.uint8)
-    job.folder.mkdir(parents=True, exist_ok=True)
-    path = job.folder / "predictions.safetensors"
-    safetensors.numpy.save_file(tensors, str(path))
+        images = np.array(digests, dtype=np.uint8)
+        answers[split] = Predictions(probabilities=probabilities, labels=labels, images=images)
     return TrialOutcome(
         state="pruned" if pruned else "complete",
         reason=f"pruned at epoch {len(curve)} of {job.config.epochs}" if pruned else "",
-        scores=scores,
+        scores={
+            split: metrics.evaluate(part.labels, part.chosen, num_classes) for split, part in answers.items()
+        },
         curve=tuple(curve),
         cost=cost,
-        predictions={path.name: file_sha256(path)},
+        predictions=write_predictions(job.folder, answers),
+        model=model,
         environment=environment,
     )
 

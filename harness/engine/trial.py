@@ -10,6 +10,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from harness.documents import file_sha256
 from harness.engine.batched import HeadJob, HeadResult, fit_heads
 from harness.engine.cut import bind_suffix
 from harness.engine.device import environment_facts, peak_memory
@@ -314,9 +315,12 @@ class Engine:
             prefix_seconds=prefix.counts.seconds / together if prefix else 0.0,
             peak_memory=peak_memory(self.device),
         )
+        weights = ""
         if job.kind == "final":
             job.folder.mkdir(parents=True, exist_ok=True)
-            safetensors.torch.save_model(model, str(job.folder / "model.safetensors"))
+            path = job.folder / "model.safetensors"
+            safetensors.torch.save_model(model, str(path))
+            weights = file_sha256(path)
         return succeed(
             job,
             predictions,
@@ -326,4 +330,5 @@ class Engine:
             cost=cost,
             num_classes=self._num_classes,
             environment=environment_facts(self.device, job.config.precision),
+            model=weights,
         )

@@ -366,6 +366,7 @@ class RunningStudy:
             curve=outcome.curve,
             cost=outcome.cost,
             predictions=outcome.predictions,
+            model=outcome.model,
             environment={**self._versions, **outcome.environment},
             search=search,
         )

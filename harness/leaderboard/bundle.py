@@ -1,0 +1,143 @@
+"""A bundle: one run with all the evidence for its scores, in one canonical JSON file that travels.
+
+It holds the records of the final trainings of one configuration, the images of the validation and test
+splits by name, class and SHA-256, and what each training answered for each. From it every score can be
+computed again, and beside the images every label can be checked; no image is in it.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import dataclasses
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from harness.documents import digest, parse_document, write_document
+from harness.errors import StorageError
+from harness.predictions import Predictions
+from harness.records import TrialRecord
+
+SCHEMA = "harness.bundle/1"
+TOP = 5
+"""Classes of each answer that are kept, the best first."""
+_LARGEST = 2**30
+"""Bytes that a packed array may unfold to."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Samples:
+    """The images of one split, sorted by id."""
+
+    ids: tuple[str, ...]
+    """Path in the data set's folder."""
+    labels: tuple[int, ...]
+    """Index into the classes of the data set."""
+    sha256: tuple[str, ...]
+    """Of the content."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackedAnswers:
+    """What a training answered for the images of a split, as text."""
+
+    classes: str
+    """uint16 (N, k): the k most probable classes, the best first."""
+    scores: str
+    """float16 (N, k): their probabilities."""
+    k: int
+
+    @staticmethod
+    def pack(predictions: Predictions) -> PackedAnswers:
+        """Keep the most probable classes of each image; of equal ones, that of the lower number first."""
+        probabilities = predictions.probabilities
+        k = min(TOP, probabilities.shape[1])
+        best = np.argsort(-probabilities, axis=1, kind="stable")[:, :k]
+        scores = np.take_along_axis(probabilities, best, axis=1)
+        return PackedAnswers(classes=_pack(best.astype("<u2")), scores=_pack(scores.astype("<f2")), k=k)
+
+    def unpack(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        """Return classes (N, k) and their probabilities (N, k).
+
+        Raises:
+            ValueError: They are damaged.
+        """
+        if self.k < 1:
+            raise ValueError(f"answers of {self.k} classes each")
+        classes = _unpack(self.classes, "<u2").reshape(-1, self.k).astype(np.int64)
+        scores = _unpack(self.scores, "<f2").reshape(-1, self.k).astype(np.float32)
+        if classes.shape != scores.shape:
+            raise ValueError(f"{classes.shape} classes with {scores.shape} scores")
+        return classes, scores
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bundle:
+    """One run, as published."""
+
+    records: tuple[TrialRecord, ...]
+    """Final trainings of one configuration, by seed."""
+    samples: Mapping[str, Samples]
+    """By split: val and test."""
+    answers: tuple[Mapping[str, PackedAnswers], ...]
+    """By record, then by split."""
+    trials: Mapping[str, int]
+    """Trials of the search that led here, by state."""
+    schema: str = SCHEMA
+
+    @property
+    def digest(self) -> str:
+        """Return the SHA-256 that names the bundle."""
+        return digest(dataclasses.asdict(self))
+
+
+def write_bundle(folder: Path, bundle: Bundle) -> Path:
+    """Store a bundle under the name that its content gives it, and return its file."""
+    name = bundle.records[0].dataset.name
+    plain = "".join(sign if sign.isascii() and (sign.isalnum() or sign in "._-") else "-" for sign in name)
+    path = folder / (plain.strip("-._")[:60] or "dataset") / f"{bundle.digest[:16]}.json"
+    write_document(path, dataclasses.asdict(bundle))
+    return path
+
+
+def read_bundle(path: Path) -> Bundle:
+    """Read a bundle and check its hash and form.
+
+    Raises:
+        StorageError: The file is missing, truncated, edited, of another schema, or of another form.
+    """
+    bundle = parse_document(Bundle, path, SCHEMA, "a bundle")
+    if not bundle.records or len(bundle.answers) != len(bundle.records):
+        raise StorageError(
+            "a bundle has not the form of its schema",
+            where=str(path),
+            why=f"{len(bundle.records)} records with {len(bundle.answers)} sets of answers",
+        )
+    return bundle
+
+
+def bundle_files(folder: Path) -> Iterator[Path]:
+    """Yield the files of all bundles below a folder, by name."""
+    yield from sorted(folder.glob("*/*.json"))
+
+
+def _pack(values: npt.NDArray[Any]) -> str:
+    return base64.b85encode(zlib.compress(values.tobytes(), 9)).decode("ascii")
+
+
+def _unpack(text: str, dtype: str) -> npt.NDArray[Any]:
+    inflater = zlib.decompressobj()
+    try:
+        # Bounded: a few bytes of a stranger's may unfold to more than memory holds.
+        values = inflater.decompress(base64.b85decode(text), _LARGEST)
+        if not inflater.eof:
+            raise ValueError("answers are cut short, or larger than any")
+        return np.frombuffer(values, dtype=dtype)
+    except (zlib.error, binascii.Error, TypeError) as error:
+        raise ValueError(f"answers are damaged: {error}") from error
