@@ -26,6 +26,7 @@ from nets import (
     shake,
 )
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from harness.engine import cut as cutting
 from harness.engine.boundary import CutError, Rows
@@ -369,6 +370,35 @@ def test_a_network_of_timm_is_cut_exactly_at_each_depth(name):
         assert (cut.method, cut.why) == ("trace", "")
         assert all(isinstance(part, Rows) for part in cut.half(True).boundary.parts)
         assert differences(model, plan, cut, 64) == []
+
+
+def count_step(model, plan, cut, batch):
+    """Return the operations of one training step from what crosses the cut, and of one pass forward."""
+    set_train_mode(model, plan)
+    inputs = [batch]
+    if cut.method != "none":
+        half = cut.half(True)
+        with torch.no_grad():
+            inputs = [row.clone() for row in half.boundary.pack(half.bind_prefix(model)(batch))]
+    run = bind_suffix(model, cut)
+    with FlopCounterMode(display=False) as forward, torch.no_grad():
+        run(inputs, True)
+    with FlopCounterMode(display=False) as step:
+        run(inputs, True).sum().backward()
+    return step.get_total_flops(), forward.get_total_flops()
+
+
+# Not of grouped convolutions, whose backward pass torch counts as if they had no groups.
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
+@pytest.mark.parametrize("depth", [0.25, 0.5, 0.75, 1.0])
+def test_a_step_behind_the_cut_takes_at_most_some_four_passes_of_what_trains(name, depth):
+    model, blocks, head = load_timm(name, **({"img_size": 64} if name == "test_vit" else {}))
+    plan = plan_freeze(model, depth, blocks=blocks, head=head, image_size=64)
+    apply_freeze(model, plan)
+    step, forward = count_step(model, plan, cut_model(model, plan, 64), images(4, 64))
+    whole, _ = count_step(model, plan, NO_CUT, images(4, 64))
+    assert 0 < step <= 4.2 * forward
+    assert step < whole
 
 
 def test_a_vision_transformer_that_works_its_positions_out_is_cut_exactly():
