@@ -3,17 +3,7 @@ from __future__ import annotations
 import pytest
 from records_factory import make_config
 
-from harness.records import ProbeRecord
-from harness.search.rounds import Rounds, allocate, order
-
-
-def probed(**f1):
-    return [
-        ProbeRecord(
-            backbone=name, ridge_f1=value, ridge_accuracy=0, knn_f1=value / 2, knn_accuracy=0, seconds=1
-        )
-        for name, value in f1.items()
-    ]
+from harness.search.rounds import Rounds, order
 
 
 @pytest.mark.parametrize(
@@ -22,17 +12,6 @@ def probed(**f1):
 )
 def test_every_trial_belongs_to_one_round(number, bounds):
     assert Rounds(start=3, first=5, size=2).bounds(number) == bounds
-
-
-def test_the_first_trials_go_to_each_backbone_once_and_to_the_better_ones_again():
-    names = ["a", "b", "c"]
-    assert allocate(names, probed(a=0.2, b=0.9, c=0.5), 6, "f1") == ["b", "c", "a", "b", "c", "b"]
-
-
-def test_no_backbone_is_dropped_for_a_probe_that_is_bad_or_failed():
-    names = ["a", "b", "c"]
-    probes = [ProbeRecord.failed("a", "crash"), *probed(b=0.0, c=0.4)]
-    assert sorted(allocate(names, probes, 2, "f1")) == names
 
 
 def test_heads_of_one_backbone_run_together_and_the_most_frozen_first():

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from harness.records import Metric, ProbeRecord, TrialConfig
+from harness.records import TrialConfig
 
-SIZE = 4
-"""Trials of a round. Proposals depend on the scores of the rounds before, not on those of their own."""
+HEADS = 8
+"""Trials of a round where only heads train, side by side. Anything larger trains alone, and then each
+proposal had better know how the one before it fared."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,8 +20,8 @@ class Rounds:
     """Number of the first trial that is not imported."""
     first: int
     """Trials of the first round."""
-    size: int = SIZE
-    """Of every other round."""
+    size: int
+    """Of every other round. Proposals know the scores of the rounds before, not those of their own."""
 
     def bounds(self, number: int) -> tuple[int, int]:
         """Return the first number of the round that a trial belongs to, and that of the next round."""
@@ -30,18 +30,6 @@ class Rounds:
             return self.start, opened
         begin = opened + (number - opened) // self.size * self.size
         return begin, begin + self.size
-
-
-def allocate(backbones: Sequence[str], probes: Sequence[ProbeRecord], size: int, metric: Metric) -> list[str]:
-    """Return the backbones of the first trials: each once, the best probes first, then the better half again.
-
-    A probe sets the order; it drops nobody, for what trains best is not always what tells most apart before.
-    """
-    values = {probe.backbone: probe.value(metric) for probe in probes}
-    ranked = sorted(backbones, key=lambda name: -values.get(name, 0.0))
-    better = ranked[: math.ceil(len(ranked) / 2)]
-    more = [better[number % len(better)] for number in range(max(0, size - len(ranked)))]
-    return [*ranked, *more]
 
 
 def order(configs: Mapping[int, TrialConfig], linear: Collection[str]) -> list[list[int]]:

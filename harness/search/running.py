@@ -35,10 +35,11 @@ from harness.search.card import write_card
 from harness.search.cost import CostModel
 from harness.search.executors import Executor, InlineExecutor, ProcessExecutor
 from harness.search.folder import StudyFolder
+from harness.search.opening import count_opening, plan_opening
 from harness.search.proposals import Proposals, report_again
 from harness.search.result import StudyResult, choose_finalists, rank_trials
-from harness.search.rounds import SIZE, Rounds, allocate, order
-from harness.search.sampling import STARTUP_TRIALS
+from harness.search.rounds import HEADS, Rounds, order
+from harness.search.sampling import MODELLED
 from harness.search.signals import StopSignal
 from harness.search.space import COMPONENTS, Value
 
@@ -152,9 +153,8 @@ class RunningStudy:
         probes = self._probe()
         self._linear = {probe.backbone for probe in probes if not probe.reason}
         points: Sequence[Mapping[str, Value]] = grid or ()
-        if probes and grid is None and not imported and len(self._space.backbones) > 1:
-            share = allocate(self._space.backbones, probes, rounds.first, self._config.metric)
-            points = [{"backbone": name} for name in share]
+        if self._config.search.sampler in MODELLED and not imported:
+            points = plan_opening(self._space, probes, self._config.metric)
         self._proposals = Proposals(self._optuna, self._config, self._space, start=imported, points=points)
         while told < end and not self._budget.is_spent:
             begin, stop = rounds.bounds(told)
@@ -164,9 +164,10 @@ class RunningStudy:
 
     def _rounds(self) -> Rounds:
         imported = len(self._folder.imports)
-        if imported or self._config.search.sampler == "grid":
-            return Rounds(start=imported, first=SIZE)
-        return Rounds(start=0, first=max(STARTUP_TRIALS, len(self._space.backbones)))
+        learns = self._config.search.sampler in MODELLED
+        size = HEADS if self._space.depths == (1.0,) or not learns else 1
+        first = count_opening(self._space) if learns and not imported else size
+        return Rounds(start=imported, first=first, size=size)
 
     def _run_round(self, numbers: range) -> None:
         """Ask for the trials of a round, run those of which there is no record, and tell all."""

@@ -12,6 +12,8 @@ from harness.config import SearchConfig
 if TYPE_CHECKING:
     import optuna
 
+MODELLED = ("tpe", "gp")
+"""Samplers that learn from scores; the others propose the same whatever comes out."""
 STARTUP_TRIALS = 6
 """Random trials before TPE and GP model the scores, and before the median pruner prunes."""
 
