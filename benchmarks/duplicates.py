@@ -1,9 +1,10 @@
 """Plant copies into folders of images, and count which the audit of `harness data check` finds.
 
 Of each folder a copy is made in which images of the training split come back in the test split: byte for
-byte, re-encoded, resized, cropped. An image counts as found where the audit names it together with its source.
-False alarms are sought in the folder as it is: what is named there must be looked at, for which --sheets draws
-it. The last rows say what the fingerprints cost in the scan that decodes every image, in CPU seconds.
+byte, re-encoded, resized, cropped. An image counts as found where the audit names it together with its
+source. False alarms are sought in the folder as it is: what is named there must be looked at, for which
+--sheets draws it. The last rows say what the fingerprints cost in the scan that decodes every image, in CPU
+seconds.
 
 usage: duplicates.py [--images 200] [--sheets DIR] DIR...
 """
