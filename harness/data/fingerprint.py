@@ -104,18 +104,21 @@ def _analysis(size: int) -> Floats:
     angles = np.pi * np.arange(_KEPT)[:, None] * (2 * np.arange(_GRID) + 1) / (2 * _GRID)
     transform = np.cos(angles) * np.sqrt(2 / _GRID)
     transform[0] /= np.sqrt(2)
-    return (transform @ weights).astype(np.float32)
+    analysis: Floats = (transform @ weights).astype(np.float32)
+    return analysis
 
 
 @lru_cache(maxsize=256)
 def _colour_analysis(size: int) -> Floats:
     """Return the matrix (3 * size, 8) that also mixes the colours of each pixel into its brightness."""
     mixed = _analysis(size).T[:, None, :] * _LUMA[:, None]
-    return mixed.reshape(3 * size, _KEPT).astype(np.float32)
+    analysis: Floats = mixed.reshape(3 * size, _KEPT).astype(np.float32)
+    return analysis
 
 
 @lru_cache(maxsize=1)
 def _frequencies() -> Floats:
     """Return the weights (8, 8) that turn products of pictures into products of their gradients."""
     eigenvalues = 4 * np.sin(np.pi * np.arange(_KEPT) / (2 * _GRID)) ** 2
-    return np.sqrt(eigenvalues[:, None] + eigenvalues).astype(np.float32)
+    weights: Floats = np.sqrt(eigenvalues[:, None] + eigenvalues).astype(np.float32)
+    return weights
