@@ -83,6 +83,28 @@ class Provider:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AuditRecord:
+    """What splits and labels of a data set give away: numbers of images. No part of the protocol."""
+
+    exact_across_splits: int
+    """Images of whose content another split holds a copy."""
+    near_across_splits: int
+    """Images whose picture another split holds with other content: re-encoded, resized, taken again."""
+    exact_within_split: int
+    """Images of whose content their own split holds another copy."""
+    exact_two_labels: int
+    """Images of whose content there is a copy under another label."""
+    near_two_labels: int
+    """Images whose picture there is with other content under another label."""
+    missing_classes: Mapping[str, int]
+    """Classes without images, by split."""
+    leaked_test: int
+    """Test images that train or val holds too, exactly or nearly."""
+    featureless: int
+    """Images without structure, which were compared by content only."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetRecord:
     """The data a trial saw."""
 
@@ -93,6 +115,7 @@ class DatasetRecord:
     licence: str
     split: str
     """How the splits came about: `official`, or the rule and seed that made them."""
+    audit: AuditRecord
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

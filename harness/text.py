@@ -1,9 +1,11 @@
-"""Make foreign text safe before a terminal sees it."""
+"""Text for people: foreign characters made safe before a terminal sees them, long lists cut short."""
 
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Sequence
 
+_SHOWN = 10
 _BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
@@ -14,6 +16,13 @@ def safe_text(value: object) -> str:
     a markup string: this function leaves `[bold]` as it is.
     """
     return "".join(_visible(character) for character in str(value))
+
+
+def listed(what: str, found: Sequence[str]) -> str:
+    """Say how many there are and show the first, one a line."""
+    lines = "".join(f"\n      {line}" for line in found[:_SHOWN])
+    more = f"\n      and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    return f"{what} ({len(found)}){lines}{more}"
 
 
 def _visible(character: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from harness.documents import canonical, digest, write_atomically
 from harness.predictions import FILE
 from harness.records import (
+    AuditRecord,
     ClassScores,
     CostRecord,
     DatasetRecord,
@@ -136,7 +137,21 @@ def make_record(
             for what, home in homes.items()
         },
         dataset=DatasetRecord(
-            name=dataset, classes=CLASSES, counts=counts or COUNTS, licence="MIT", split="stratified, seed 0"
+            name=dataset,
+            classes=CLASSES,
+            counts=counts or COUNTS,
+            licence="MIT",
+            split="stratified, seed 0",
+            audit=AuditRecord(
+                exact_across_splits=0,
+                near_across_splits=2,
+                exact_within_split=0,
+                exact_two_labels=0,
+                near_two_labels=0,
+                missing_classes=dict.fromkeys(COUNTS, 0),
+                leaked_test=1,
+                featureless=0,
+            ),
         ),
         protocol=protocol or make_protocol(),
         weights=WeightsRecord(

@@ -123,6 +123,7 @@ def test_check_describes_a_sound_folder(data, photos):
     assert lines["images"] == "17: train 13, val 2, test 2"
     assert lines["smallest"] == "cat: 8 (train 6, val 1, test 1)"
     assert "seed 0" in lines["split"]
+    assert lines["audit"].startswith("0 of 2 test images are in another split too; across splits 0 copies, 0")
     assert "it can be trained on" in lines["protocol"]
 
 
@@ -135,6 +136,37 @@ def test_check_lists_problems_and_warnings_and_exits_5(data, photos):
     assert "\x1b" not in out
     assert "copies under another label (1)" in out
     assert "cat/0.png = dog/copy.png" in out
+
+
+@pytest.fixture
+def leaky(photos):
+    """The shades, and a picture whose copies and re-encoded copies lie under two labels."""
+    coarse = np.random.default_rng(0).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    picture = Image.fromarray(coarse).resize((60, 60), Image.Resampling.BICUBIC)
+    picture.save(photos / "cat" / "a.png")
+    picture.resize((40, 40)).save(photos / "dog" / "b\x1b[2J.jpg")
+    (photos / "dog" / "c.png").write_bytes((photos / "dog" / "0.png").read_bytes())
+    return photos
+
+
+def test_check_tells_near_duplicates_and_what_to_do_and_exits_0(data, leaky):
+    code, out, _ = data("check", leaky)
+    assert code == 0
+    assert "\x1b" not in out
+    assert "warning    images with near duplicates under another label (1)\n      cat/a.png ~ dog/b" in out
+    assert "correct it, or remove the picture" in out
+    assert "under two labels 0 and 2; copies within a split 2; 18 without structure" in out
+
+
+def test_check_as_json_has_the_groups(data, leaky):
+    code, out, _ = data("check", leaky, "--json")
+    audit = json.loads(out)["audit"]
+    assert code == 0
+    assert audit["groups"]["near_two_labels"] == [["cat/a.png", "dog/b\x1b[2J.jpg"]]
+    assert audit["groups"]["exact_within_split"] == [["dog/0.png", "dog/c.png"]]
+    assert audit["groups"]["missing_classes"] == {"train": [], "val": [], "test": []}
+    assert audit["counts"]["near_two_labels"] == 2
+    assert audit["counts"]["exact_across_splits"] == 0
 
 
 def test_check_can_leave_bad_images_out(data, photos):

@@ -88,6 +88,26 @@ def test_a_cache_that_cannot_be_written_stops_nothing(tmp_path: Path, samples: l
     assert len(scan(samples, tmp_path / "file" / "cache.json")) == 3
 
 
+def test_fingerprints_are_kept_and_made_anew_by_another_recipe(
+    tmp_path: Path, looks: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "photo.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(path)
+    samples = [Sample(id="photo", label="a", image=path)]
+    (first,) = scan(samples, tmp_path / "cache.json")
+    assert len(first.fingerprint) == 84
+    assert scan(samples, tmp_path / "cache.json") == [first]
+    assert looks == ["photo"]
+    monkeypatch.setattr(module, "_RECIPE", ["another"])
+    scan(samples, tmp_path / "cache.json")
+    assert looks == ["photo", "photo"]
+
+
+def test_a_bad_image_has_no_fingerprint(tmp_path: Path, samples: list[Sample]) -> None:
+    Path(str(samples[0].image)).write_bytes(b"text")
+    assert scan(samples, tmp_path / "cache.json")[0].fingerprint == ""
+
+
 def test_arrays_are_named_by_shape_and_pixels(tmp_path: Path) -> None:
     flat = np.arange(12, dtype=np.uint8)
     arrays = [flat.reshape(3, 4), flat.reshape(4, 3), flat.reshape(3, 4).copy(), flat.astype(np.float32)]

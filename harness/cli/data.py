@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ import click
 from harness import paths
 from harness.data.fetch import fetch, folder_of, is_present
 from harness.data.folder import read_folder
-from harness.data.manifest import DatasetCheck, SplitRules, check_dataset, resolve
+from harness.data.manifest import DatasetCheck, Manifest, SplitRules, check_dataset, resolve
 from harness.errors import UsageError
 from harness.registry import Component, Registry, load_registry
 from harness.specs import DatasetSpec
@@ -161,6 +162,10 @@ def _check_as_json(check: DatasetCheck) -> dict[str, Any]:
         "classes": list(manifest.classes),
         "counts": {split: list(counts) for split, counts in manifest.counts().items()},
         "skipped": manifest.skipped,
+        "audit": {
+            "counts": dataclasses.asdict(manifest.audit.record()),
+            "groups": dataclasses.asdict(manifest.audit),
+        },
         "protocol": manifest.protocol().digest,
         "warnings": list(manifest.warnings),
         "problems": list(check.problems),
@@ -186,6 +191,7 @@ def _check_as_lines(check: DatasetCheck) -> list[str]:
         of_smallest = ", ".join(f"{split} {of_split[smallest]}" for split, of_split in counts.items())
         lines.append(f"smallest   {manifest.classes[smallest]}: {totals[smallest]} ({of_smallest})")
     lines.append(f"split      {manifest.split_rule}")
+    lines.append(f"audit      {_audit_in_words(manifest)}")
     lines += [f"warning    {line}" for line in manifest.warnings]
     lines += [f"problem    {line}" for line in check.problems]
     if check.problems:
@@ -193,6 +199,19 @@ def _check_as_lines(check: DatasetCheck) -> list[str]:
     else:
         lines.append(f"protocol   {manifest.protocol().digest[:16]}; it can be trained on")
     return lines
+
+
+def _audit_in_words(manifest: Manifest) -> str:
+    found = manifest.audit.record()
+    parts = [
+        f"{found.leaked_test:,} of {len(manifest.of('test')):,} test images are in another split too",
+        f"across splits {found.exact_across_splits:,} copies, {found.near_across_splits:,} near duplicates",
+        f"under two labels {found.exact_two_labels:,} and {found.near_two_labels:,}",
+        f"copies within a split {found.exact_within_split:,}",
+    ]
+    if found.featureless:
+        parts.append(f"{found.featureless:,} without structure, compared by content only")
+    return "; ".join(parts)
 
 
 def _say(lines: list[str]) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from harness import metrics, paths
+from harness.data.audit import SPLITS, Audit, audit
 from harness.data.decode import DECODE, Pixels
 from harness.data.fetch import fetch, folder_of
 from harness.data.folder import LABELS_FILE, read_folder
@@ -20,11 +21,10 @@ from harness.errors import DataError, UnknownNameError
 from harness.records import DatasetRecord, Protocol
 from harness.registry import Registry
 from harness.specs import DatasetSpec, Sample, Split
+from harness.text import listed
 
 SELECTION = "last-epoch/1"
 """Names in a record's protocol which weights are scored."""
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
-_SHOWN = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +52,8 @@ class Manifest:
     licence: str
     split_rule: str
     """`official`, or the rule and seed that made the splits."""
+    audit: Audit
+    """Of all images, also where a split is left out."""
     warnings: tuple[str, ...] = ()
     skipped: int = 0
     """Unreadable images that were left out."""
@@ -77,6 +79,7 @@ class Manifest:
             counts=self.counts(),
             licence=self.licence,
             split=self.split_rule,
+            audit=self.audit.record(),
         )
 
     def protocol(self) -> Protocol:
@@ -180,7 +183,7 @@ def check_dataset(
         samples = fetch(found, home, download=download)
     samples = sorted(samples, key=lambda sample: sample.id)
     cache = home / "scan" / f"{digest(str(where.absolute()))[:24]}.json"
-    return _check(name, licence, str(where), samples, scan(samples, cache), rules, skip_bad)
+    return _check(name, licence, str(where), samples, scan(samples, cache), rules, skip_bad, cache)
 
 
 def resolve(dataset: str, registry: Registry) -> DatasetSpec | Path:
@@ -218,13 +221,14 @@ def _check(
     verdicts: Sequence[Verdict],
     rules: SplitRules,
     skip_bad: bool,
+    cache: Path,
 ) -> DatasetCheck:
     problems, warnings = [], []
     pairs = list(zip(samples, verdicts, strict=True))
     bad = [f"{sample.id}: {verdict.problem}" for sample, verdict in pairs if verdict.problem]
     pairs = [(sample, verdict) for sample, verdict in pairs if not verdict.problem]
     if bad:
-        found = _listed("unreadable images", bad)
+        found = listed("unreadable images", bad)
         if skip_bad:
             warnings.append(f"left out {found}")
         else:
@@ -232,12 +236,13 @@ def _check(
     ids = Counter(sample.id for sample in samples)
     repeated = [id for id, count in ids.items() if count > 1]
     if repeated:
-        problems.append(_listed("ids that name two images", repeated))
+        problems.append(listed("ids that name two images", repeated))
     official = {sample.split for sample, _ in pairs}
     if None in official and len(official) > 1:
         lacking = [sample.id for sample, _ in pairs if sample.split is None]
-        problems.append(_listed("images without a split beside others that have one", lacking))
+        problems.append(listed("images without a split beside others that have one", lacking))
     classes = tuple(sorted({sample.label for sample in samples}))
+    fingerprints = [verdict.fingerprint for _, verdict in pairs]
     numbers = {label: number for number, label in enumerate(classes)}
     splits, rule = split_images(
         [(sample.label, verdict.sha256, sample.split) for sample, verdict in pairs], rules
@@ -258,10 +263,11 @@ def _check(
         items=items,
         licence=licence,
         split_rule=rule,
+        audit=audit(items, classes, fingerprints, cache.with_suffix(".near.json")),
         skipped=len(bad) if skip_bad else 0,
     )
     problems += _class_problems(manifest)
-    warnings += _content_warnings(manifest)
+    warnings += manifest.audit.warnings()
     return DatasetCheck(
         manifest=replace(manifest, warnings=tuple(warnings)), where=where, problems=tuple(problems)
     )
@@ -288,33 +294,7 @@ def _class_problems(manifest: Manifest) -> list[str]:
             )
     problems = []
     if untrained:
-        problems.append(_listed("classes without training images", untrained))
+        problems.append(listed("classes without training images", untrained))
     if small:
-        problems.append(_listed("classes with too few images, each split needs at least 1", small))
+        problems.append(listed("classes with too few images, each split needs at least 1", small))
     return problems
-
-
-def _content_warnings(manifest: Manifest) -> list[str]:
-    by_content: dict[str, list[Item]] = defaultdict(list)
-    for item in manifest.items:
-        by_content[item.sha256].append(item)
-    copies = [items for items in by_content.values() if len(items) > 1]
-    labels = [_ids(items) for items in copies if len({item.label for item in items}) > 1]
-    splits = [_ids(items) for items in copies if len({item.split for item in items}) > 1]
-    warnings = []
-    if labels:
-        warnings.append(_listed("images with copies under another label", labels))
-    if splits:
-        warnings.append(_listed("images with copies in another split", splits))
-    return warnings
-
-
-def _ids(items: Sequence[Item]) -> str:
-    return " = ".join(item.id for item in items[:3]) + (" = ..." if len(items) > 3 else "")
-
-
-def _listed(what: str, found: Sequence[str]) -> str:
-    """Say how many there are and show the first, one a line."""
-    lines = "".join(f"\n      {line}" for line in found[:_SHOWN])
-    more = f"\n      and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-    return f"{what} ({len(found)}){lines}{more}"

@@ -1,4 +1,4 @@
-"""Read each image once: its SHA-256, and whether it decodes. A second run reads nothing."""
+"""Read each image once: its SHA-256, its fingerprint, and whether it decodes. A second run reads nothing."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.data.decode import DECODE, Pixels, decode, read_bytes
+from harness.data.fingerprint import FINGERPRINT, fingerprint
 from harness.documents import canonical, write_atomically
 from harness.errors import DataError, StorageError
 from harness.specs import Sample
 
-SCHEMA = "harness.scan/1"
+SCHEMA = "harness.scan/2"
+_RECIPE = [DECODE, FINGERPRINT]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,10 +29,12 @@ class Verdict:
     """Of the file's bytes, or of the shape and pixels of an array; empty when it could not be read."""
     problem: str
     """Why it does not decode; empty when it does."""
+    fingerprint: str
+    """What `fingerprint` says of its structure; empty where it has none or does not decode."""
 
 
 def scan(samples: Sequence[Sample], cache: Path) -> list[Verdict]:
-    """Hash and decode all images that are new or have changed since the last scan.
+    """Hash, decode and fingerprint all images that are new or have changed since the last scan.
 
     Args:
         samples: Images to look at.
@@ -44,7 +48,7 @@ def scan(samples: Sequence[Sample], cache: Path) -> list[Verdict]:
         stamp = _stamp(sample.image) if isinstance(sample.image, Path) else None
         entry = known.get(str(sample.image)) if stamp else None
         if entry is not None and entry[:2] == stamp:
-            verdicts[index] = Verdict(sha256=str(entry[2]), problem=str(entry[3]))
+            verdicts[index] = Verdict(sha256=str(entry[2]), problem=str(entry[3]), fingerprint=str(entry[4]))
             entries[str(sample.image)] = entry
         else:
             todo.append(index)
@@ -55,12 +59,17 @@ def scan(samples: Sequence[Sample], cache: Path) -> list[Verdict]:
         ):
             verdicts[index] = verdict
             if stamp:
-                entries[str(samples[index].image)] = [*stamp, verdict.sha256, verdict.problem]
+                entries[str(samples[index].image)] = [
+                    *stamp,
+                    verdict.sha256,
+                    verdict.problem,
+                    verdict.fingerprint,
+                ]
     finally:
         # Also after Ctrl-C: what was read is kept.
         pool.shutdown(wait=True, cancel_futures=True)
         if entries and entries != known:
-            body = {"schema": SCHEMA, "decode": DECODE, "files": entries}
+            body = {"schema": SCHEMA, "recipe": _RECIPE, "files": entries}
             # Only a cache: without it the next run reads the images again.
             with contextlib.suppress(StorageError):
                 write_atomically(cache, canonical(body) + "\n")
@@ -86,10 +95,10 @@ def _look(sample: Sample) -> tuple[list[int] | None, Verdict]:
         else:
             content = image
         sha256 = content_sha256(content)
-        decode(content, sample.id)
+        found = fingerprint(decode(content, sample.id))
     except DataError as error:
-        return stamp, Verdict(sha256=sha256, problem=error.why)
-    return stamp, Verdict(sha256=sha256, problem="")
+        return stamp, Verdict(sha256=sha256, problem=error.why, fingerprint="")
+    return stamp, Verdict(sha256=sha256, problem="", fingerprint=found)
 
 
 def _stamp(path: Path) -> list[int] | None:
@@ -103,8 +112,8 @@ def _stamp(path: Path) -> list[int] | None:
 def _read_cache(cache: Path) -> dict[str, list[object]]:
     try:
         body = json.loads(cache.read_text(encoding="utf-8"))
-        if body["schema"] != SCHEMA or body["decode"] != DECODE:
+        if body["schema"] != SCHEMA or body["recipe"] != _RECIPE:
             return {}
-        return {path: entry for path, entry in body["files"].items() if len(entry) == 4}
+        return {path: entry for path, entry in body["files"].items() if len(entry) == 5}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
