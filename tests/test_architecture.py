@@ -25,6 +25,7 @@ DESCRIBING = {
     "harness.predictions",
     "harness.records",
     "harness.registry",
+    "harness.samples",
     "harness.specs",
     "harness.text",
 }
@@ -40,6 +41,7 @@ READABLE = {
     "harness.paths",
     "harness.predictions",
     "harness.records",
+    "harness.samples",
     "harness.text",
 }
 

@@ -23,24 +23,13 @@ from harness.documents import digest, parse_document, write_document
 from harness.errors import StorageError
 from harness.predictions import Predictions
 from harness.records import TrialRecord
+from harness.samples import Samples
 
 SCHEMA = "harness.bundle/1"
 TOP = 5
 """Classes of each answer that are kept, the best first."""
 _LARGEST = 2**30
 """Bytes that a packed array may unfold to."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Samples:
-    """The images of one split, sorted by id."""
-
-    ids: tuple[str, ...]
-    """Path in the data set's folder."""
-    labels: tuple[int, ...]
-    """Index into the classes of the data set."""
-    sha256: tuple[str, ...]
-    """Of the content."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
