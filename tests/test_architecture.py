@@ -23,6 +23,7 @@ DESCRIBING = {
     "harness.metrics",
     "harness.paths",
     "harness.predictions",
+    "harness.provenance",
     "harness.records",
     "harness.registry",
     "harness.samples",

@@ -8,7 +8,6 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 from harness import paths
@@ -17,6 +16,7 @@ from harness.data.manifest import Manifest
 from harness.engine.job import EngineSettings, ProbeJob, TrialJob, TrialOutcome
 from harness.engine.weights import ResolvedWeights
 from harness.errors import Interrupted, NoTrialSucceeded
+from harness.provenance import package_digests, package_versions
 from harness.records import (
     EpochRecord,
     Kind,
@@ -45,9 +45,6 @@ from harness.search.space import COMPONENTS, Value
 if TYPE_CHECKING:
     import optuna
 
-_PACKAGES = ("transfer-harness", "torch", "torchvision", "timm", "optuna", "numpy", "pillow")
-
-
 class RunningStudy:
     """A study while it runs: the one owner of its Optuna index and its records."""
 
@@ -68,7 +65,7 @@ class RunningStudy:
         self._space = folder.space
         self._dataset = manifest.dataset_record()
         self._protocol = manifest.protocol()
-        self._versions = _versions()
+        self._versions = package_versions()
         self._stop = stop
         self._budget = Budget(config.budget, config.finalize)
 
@@ -368,12 +365,13 @@ class RunningStudy:
             predictions=outcome.predictions,
             model=outcome.model,
             environment={**self._versions, **outcome.environment},
+            packages=package_digests(),
             search=search,
         )
 
     def _providers(self, config: TrialConfig) -> dict[str, Provider]:
         return {
-            kind: self._registry.catalog(kind).get(getattr(config, field)).provider
+            kind: self._registry.provider(kind, getattr(config, field))
             for field, kind in COMPONENTS.items()
         }
 
@@ -390,13 +388,3 @@ class RunningStudy:
         if self._config.run.executor == "inline" or os.name != "posix":
             return InlineExecutor(settings, self._registry)
         return ProcessExecutor(settings, log=self._folder.path / "worker.log", stall=self._config.run.stall)
-
-
-def _versions() -> dict[str, str]:
-    found: dict[str, str] = {}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
