@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from harness import paths
+from harness.cli.rerun import rerun
 from harness.cli.settings import study_values
 from harness.errors import StorageError, UnknownNameError
 from harness.text import safe_text
@@ -30,6 +31,9 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.group()
 def command() -> None:
     """Run, resume and inspect studies."""
+
+
+command.add_command(rerun)
 
 
 @command.command()

@@ -44,6 +44,7 @@ from harness.search.space import COMPONENTS, Value
 if TYPE_CHECKING:
     import optuna
 
+
 class RunningStudy:
     """A study while it runs: the one owner of its Optuna index and its records."""
 
@@ -380,6 +381,5 @@ class RunningStudy:
 
     def _providers(self, config: TrialConfig) -> dict[str, Provider]:
         return {
-            kind: self._registry.provider(kind, getattr(config, field))
-            for field, kind in COMPONENTS.items()
+            kind: self._registry.provider(kind, getattr(config, field)) for field, kind in COMPONENTS.items()
         }
