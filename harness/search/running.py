@@ -384,6 +384,9 @@ class RunningStudy:
             threads=self._config.run.threads,
             home=paths.home(),
             cache=None if self._config.run.cache_gb is None else int(self._config.run.cache_gb * 1e9),
+            gpu_share=self._config.run.gpu_share,
+            deterministic=self._config.run.deterministic,
+            compile=self._config.run.compile,
         )
         # The pipe to a worker is a file descriptor it inherits, which Windows does not have.
         if self._config.run.executor == "inline" or os.name != "posix":
