@@ -337,5 +337,5 @@ class Engine:
             pruned=pruned,
             cost=cost,
             num_classes=self._num_classes,
-            environment=self._setup.facts(job.config),
+            environment={**self._setup.facts(job.config), "images": opened.images.place},
         )
