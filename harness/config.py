@@ -170,6 +170,14 @@ class RunConfig(_Model):
     """`process` isolates trials from the study; `inline` is for debugging."""
     cache_gb: float | None = Field(default=None, ge=0)
     """Gigabytes for stored activations; default: a fifth of the free disk, at most 50. 0 stores none."""
+    gpu_share: float = Field(default=0.9, gt=0, le=1)
+    """Share of a GPU's memory that a process of the study may take; at most half of it holds decoded images
+    and features between batches."""
+    deterministic: bool = False
+    """On a GPU, use only kernels that give the same bits in each run: slower, and an operation that has none
+    fails the trial. On a CPU runs of the same number of threads have the same bits anyway."""
+    compile: bool = False
+    """On a GPU, compile trials that train everything for long; later processes find what is compiled."""
     stall: int = Field(default=900, ge=4)
     """Seconds without a training step after which a trial counts as hung."""
 

@@ -197,8 +197,11 @@ class CostRecord:
     frozen_flop_share: float | None
     """Share of a forward pass spent in frozen modules; None where it cannot be counted."""
     micro_batch: int
-    """Images that went through at a time: fewer than a batch where memory did not suffice, and then the
-    statistics of a BatchNorm that trains are those of a part."""
+    """Images that went through at a time: fewer than a batch where memory did not suffice."""
+    norm_in_parts: bool
+    """Whether a BatchNorm that trains saw parts of a batch, so that a whole batch would train otherwise."""
+    execution: str
+    """`eager`, `compiled`, or `eager: ` and why compiling failed."""
     cut: Literal["trace", "replay", "none"]
     """How what is frozen was cut off; `none` where all of the model ran in each step."""
     prefix_passes: int

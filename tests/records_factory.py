@@ -166,6 +166,8 @@ def make_record(
         curve=curve,
         cost=CostRecord(
             micro_batch=32,
+            norm_in_parts=False,
+            execution="eager",
             cut="none",
             prefix_passes=0,
             prefix_seconds=0.0,

@@ -401,6 +401,26 @@ def test_a_step_behind_the_cut_takes_at_most_some_four_passes_of_what_trains(nam
     assert step < whole
 
 
+@pytest.mark.parametrize("name", ["test_resnet", "test_byobnet", "test_vit"])
+def test_a_network_that_lies_channels_last_gets_its_boundary_back_so(name):
+    options = {"img_size": 64} if name == "test_vit" else {}
+    model, blocks, head = load_timm(name, **options)
+    model.to(memory_format=torch.channels_last)
+    plan = plan_freeze(model, 0.5, blocks=blocks, head=head, image_size=64)
+    apply_freeze(model, plan)
+    cut = cut_model(model, plan, 64)
+    assert cut.method == "trace"
+    model.eval()
+    half, batch = cut.half(False), torch.randn(4, 3, 64, 64).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        values = half.bind_prefix(model)(batch)
+        stored = half.boundary.pack(values)
+        assert torch.equal(bind_suffix(model, cut)(stored, False), model(batch))
+    for value, given in zip(values, half.boundary.unpack(stored, 4, batch.device), strict=True):
+        assert given.stride() == value.stride()
+        assert value.ndim < 4 or given.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_a_vision_transformer_that_works_its_positions_out_is_cut_exactly():
     model, blocks, head = load_timm("test_vit2", img_size=64, dynamic_img_size=True)
     plan = plan_freeze(model, 0.5, blocks=blocks, head=head, image_size=64)

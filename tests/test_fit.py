@@ -101,16 +101,17 @@ def fit_rows(registry, tiny):
     study = tiny(space={"lr": 1e-2, "optimizer": "adamw", "freeze_depth": 0.0}, train={"batch_size": 12})
     config = resolve_space(study, registry).probe_config(study, "tiny-net")
 
-    def run(limit):
-        torch.manual_seed(0)
-        model = Narrow(6, 3)
-        model.limit = limit
+    def run(limit=100, model=None, eval_modules=(), forward=None):
+        if model is None:
+            torch.manual_seed(0)
+            model = Narrow(6, 3)
+            model.limit = limit
         plan = FreezePlan(
             depth=0.0,
             frozen=(),
-            trainable=("weight", "bias"),
+            trainable=tuple(name for name, _ in model.named_parameters()),
             frozen_modules=(),
-            eval_modules=(),
+            eval_modules=eval_modules,
             head=("",),
             n_blocks=0,
             n_frozen=0,
@@ -129,8 +130,9 @@ def fit_rows(registry, tiny):
             device=torch.device("cpu"),
             on_step=lambda: None,
             on_epoch=lambda record: False,
+            forward=forward,
         )
-        return fitted, model.weight.detach()
+        return fitted, next(model.parameters()).detach()
 
     return run
 
@@ -143,12 +145,48 @@ def test_a_batch_that_does_not_fit_goes_through_in_parts_with_the_same_gradients
     parts, found = fit_rows(limit)
     assert whole.micro_batch == 12
     assert parts.micro_batch == micro_batch
+    assert not parts.norm_in_parts
     assert torch.allclose(found, expected, atol=1e-5)
     assert [epoch.train_loss for epoch in parts.curve] == pytest.approx(
         [epoch.train_loss for epoch in whole.curve], rel=1e-4
     )
 
 
+class Normed(torch.nn.Module):
+    """A layer whose batch norm sees what its memory holds."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.layer = torch.nn.BatchNorm1d(6), Narrow(6, 3)
+        self.layer.limit = 6
+
+    def forward(self, rows):
+        return self.layer(self.norm(rows))
+
+
+@pytest.mark.parametrize(("frozen", "flagged"), [((), True), (("norm",), False)])
+def test_a_batch_norm_that_trains_on_parts_of_a_batch_is_flagged(fit_rows, frozen, flagged):
+    fitted, _ = fit_rows(model=Normed(), eval_modules=frozen)
+    assert fitted.micro_batch == 6
+    assert fitted.norm_in_parts is flagged
+
+
 def test_one_image_that_does_not_fit_fails(fit_rows):
     with pytest.raises(torch.OutOfMemoryError, match="injected"):
         fit_rows(0)
+
+
+def test_a_pass_of_its_own_trains_and_the_model_itself_is_evaluated(fit_rows):
+    calls = []
+    torch.manual_seed(0)
+    model = Narrow(6, 3)
+
+    def forward(inputs, training):
+        calls.append(training)
+        return model(inputs[0])
+
+    found, weight = fit_rows(model=model, forward=forward)
+    expected, plain = fit_rows(100)
+    assert torch.equal(weight, plain)
+    assert calls == [True] * (2 * len(found.curve))
+    assert (found.val[0] == expected.val[0]).all()

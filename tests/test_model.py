@@ -170,3 +170,16 @@ def test_all_depths_of_a_copy_are_named_as_their_own_trials_name_them(weights):
         _, own = build(Plain, path, freeze_depth=part.plan.depth, seed=4)
         assert own.digests == part.digests
         assert dataclasses.asdict(own.plan) == dataclasses.asdict(part.plan)
+
+
+def test_models_lie_in_memory_as_asked_for(weights):
+    checkpoint = weights(Plain)
+    plain, _ = build(Plain, checkpoint)
+    model, part = build(Plain, checkpoint, known=Models(3, torch.channels_last))
+    convolutions = [weight for weight in model.parameters() if weight.ndim == 4]
+    assert convolutions
+    assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in convolutions)
+    # Its values are the same, and so is the name of what it computes.
+    assert part.digests == build(Plain, checkpoint)[1].digests
+    for name, value in plain.state_dict().items():
+        assert torch.equal(model.state_dict()[name], value)

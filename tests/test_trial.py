@@ -127,3 +127,70 @@ def test_a_backbone_that_cannot_be_probed_says_why(engine, make_job):
     )
     assert probe.reason == "its head is not one linear layer"
     assert probe.value("f1") == 0.0
+
+
+def test_images_that_stay_on_a_device_train_to_the_same_bits(engine, make_job, tmp_path):
+    job = make_job(1, depth=0.0, augmentation="flip-crop", epochs=2)
+    (plain,) = run(engine, [job])
+    expected = probabilities(job)
+    engine._setup.residency.budget = 10**9
+    (resident,) = run(engine, [dataclasses.replace(job, folder=tmp_path / "resident")])
+    assert engine._setup.residency.used > 0
+    assert [plain.environment["images"], resident.environment["images"]] == ["host", "device"]
+    assert plain.state == resident.state == "complete"
+    assert np.array_equal(
+        load_file(tmp_path / "resident/predictions.safetensors")["val.probabilities"], expected
+    )
+
+
+@pytest.mark.parametrize("depth", [0.5, 1.0])
+def test_stored_or_not_a_model_that_lies_channels_last_predicts_the_same_bits(
+    registry, engine, make_job, tmp_path, monkeypatch, depth
+):
+    for place in ("setup", "source"):
+        monkeypatch.setattr(f"harness.engine.{place}.layout_of", lambda device: torch.channels_last)
+    found = []
+    for cache in (10**9, 0):
+        settings = EngineSettings(
+            plugins=(),
+            manifest=engine._manifest,
+            device="cpu",
+            threads=1,
+            home=tmp_path,
+            cache=cache,
+        )
+        job = make_job(2, depth=depth, augmentation="none", epochs=2)
+        job = dataclasses.replace(job, folder=tmp_path / str(cache))
+        (outcome,) = run(Engine(registry, settings), [job])
+        assert (outcome.state, outcome.cost.cut) == ("complete", "trace")
+        found.append(probabilities(job))
+    assert np.array_equal(*found)
+
+
+def test_a_trial_says_how_it_ran(registry, engine, make_job, tmp_path, monkeypatch):
+    from harness.engine import compiled, setup
+
+    job = make_job(3, depth=0.0, epochs=1)
+    (outcome,) = run(engine, [job])
+    assert outcome.cost.execution == "eager"
+    assert not outcome.cost.norm_in_parts
+    settings = EngineSettings(
+        plugins=(), manifest=engine._manifest, device="cpu", threads=1, home=tmp_path, compile=True
+    )
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
+    # Long enough is not enough on a CPU.
+    monkeypatch.setattr(compiled, "LONG", 0.0)
+    compiling = Engine(registry, settings)
+    (outcome,) = run(compiling, [job])
+    assert outcome.cost.execution == "eager"
+    expected = probabilities(job)
+    monkeypatch.setattr(setup, "is_worth_compiling", lambda **facts: True)
+
+    def fail(*arguments, **options):
+        raise RuntimeError("no compiler (injected)")
+
+    monkeypatch.setattr(torch, "compile", lambda model, **options: fail)
+    (outcome,) = run(compiling, [job])
+    assert outcome.state == "complete"
+    assert "no compiler (injected)" in outcome.cost.execution
+    assert np.array_equal(probabilities(job), expected)

@@ -136,4 +136,6 @@ def test_normalising_shifts_and_scales_each_channel() -> None:
     assert values.dtype == torch.float32
     assert torch.allclose(values.double(), expected, atol=1e-6)
     assert torch.equal(images, before)
-    assert normalise(images, mean, std, "cpu", torch.bfloat16).dtype == torch.bfloat16
+    laid_out = normalise(images, mean, std, torch.channels_last)
+    assert laid_out.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(laid_out, values)

@@ -106,6 +106,16 @@ class Bank:
         stored = np.array(self._pixels[offset : offset + height * width * 3]).reshape(height, width, 3)
         return _enlarged(torch.from_numpy(stored).permute(2, 0, 1), self._resize, self._interpolation)
 
+    def shape(self, row: int) -> tuple[int, int]:
+        """Return height and width of what `image` returns."""
+        _, height, width = self._places[row]
+        short = min(height, width)
+        if short >= self._resize:
+            return height, width
+        # As torchvision rounds.
+        long = int(self._resize * max(height, width) / short)
+        return (self._resize, long) if height <= width else (long, self._resize)
+
     def rows(self, items: Iterable[Item]) -> list[int]:
         """Return the rows of some of the bank's items."""
         return [self._rows[item.id] for item in items]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from harness.data.bank import Bank, centre_crop
+from harness.data.manifest import Item
 from harness.errors import PluginError
 
 
@@ -43,10 +44,10 @@ def train_batch(
         PluginError: The policy fails, or returns another type or shape.
     """
     views: list[Tensor] = []
-    with _kept_generators():
+    with kept_generators():
         for row in rows:
             item = bank.items[row]
-            _seed_generators(_seed(policy_name, dataset_key, item.id, item.sha256, view))
+            seed_view(policy_name, dataset_key, item, view)
             image = bank.image(row)
             try:
                 result = policy(image)
@@ -67,38 +68,42 @@ def eval_batch(bank: Bank, rows: Sequence[int], size: int) -> Tensor:
     return torch.stack([centre_crop(bank.image(row), size).contiguous() for row in rows])
 
 
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor on a device; on a GPU before the copy has ended, which its later work waits for."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        # From memory that can be swapped the copy would wait for all that the GPU still has to do.
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
 def normalise(
     batch: Tensor,
     mean: Sequence[float],
     std: Sequence[float],
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
+    layout: torch.memory_format = torch.preserve_format,
 ) -> Tensor:
-    """Return `(batch / 255 - mean) / std`, computed in float32 on the device.
+    """Return `(batch / 255 - mean) / std`, computed in float32 on the batch's device.
 
     Args:
         batch: uint8 (N, 3, S, S).
         mean: Of each channel, in [0, 1].
         std: Of each channel, above 0.
-        device: Where the result lies.
-        dtype: Floating type of the result.
+        layout: Of the result in memory.
 
     Returns:
-        (N, 3, S, S).
+        float32 (N, 3, S, S).
     """
-    # Bytes travel, floats are made at their destination: a quarter of the transfer.
-    values = batch.to(device, non_blocking=True).to(torch.float32)
-    shift = torch.tensor(mean, device=device).view(3, 1, 1)
-    scale = torch.tensor(std, device=device).view(3, 1, 1)
-    return values.div_(255).sub_(shift).div_(scale).to(dtype)
+    values = batch.to(torch.float32, memory_format=layout)
+    shift = send(torch.tensor(mean).view(3, 1, 1), batch.device)
+    scale = send(torch.tensor(std).view(3, 1, 1), batch.device)
+    return values.div_(255).sub_(shift).div_(scale)
 
 
-def _seed(*parts: str | int) -> int:
+def seed_view(policy_name: str, dataset_key: str, item: Item, view: int) -> None:
+    """Seed the global generators for a view of an image."""
+    parts = policy_name, dataset_key, item.id, item.sha256, view
     text = "\0".join(str(part) for part in parts)
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
-
-
-def _seed_generators(seed: int) -> None:
+    seed = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
     # Not torch.manual_seed: it also reaches for every GPU.
     torch.default_generator.manual_seed(seed)
     np.random.seed(seed & 0xFFFFFFFF)
@@ -106,7 +111,8 @@ def _seed_generators(seed: int) -> None:
 
 
 @contextmanager
-def _kept_generators() -> Iterator[None]:
+def kept_generators() -> Iterator[None]:
+    """Leave the global generators of a CPU as they were."""
     of_torch, of_numpy, of_python = torch.get_rng_state(), np.random.get_state(), random.getstate()
     try:
         yield

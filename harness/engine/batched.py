@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from harness.data.views import send
 from harness.engine.linear import ALIGN, HeadJob, HeadResult, LinearHead
 from harness.engine.updates import UpdateRule, cross_entropy
 from harness.errors import UsageError
@@ -85,12 +86,12 @@ def fit_heads(
         if not active:
             break
         began = time.perf_counter()
-        features, labels = source.train(epoch).to(device), source.labels("train").to(device)
+        features, labels = send(source.train(epoch), device), send(source.labels("train"), device)
         share = (time.perf_counter() - began) / len(active)
         for chunk in _chunks(active, device):
             with kept_random_state():
                 _train_epoch(chunk, features, labels, on_step, share)
-        features, labels = source.split("val").to(device), source.labels("val")
+        features, labels = send(source.split("val"), device), source.labels("val")
         for number, head in enumerate(heads):
             if head not in active or head.error:
                 continue

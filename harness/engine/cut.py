@@ -98,7 +98,7 @@ def cut_model(model: nn.Module, plan: FreezePlan, image_size: int) -> Cut:
     Costs a trace and some twenty passes of a few images, once for an architecture and what is frozen of it.
 
     Args:
-        model: On any device, in full precision.
+        model: On any device, in full precision. The images lie in memory as its weights do.
         plan: Says what trains and what is held in eval mode.
         image_size: Side of the square input, in pixels.
     """
@@ -267,6 +267,11 @@ def _images(model: nn.Module, image_size: int) -> tuple[Tensor, Tensor]:
     like = next(model.parameters())
     generator = torch.Generator().manual_seed(0)
     batch = torch.randn(5, 3, image_size, image_size, generator=generator).to(like)
+    weights = [weight for weight in model.parameters() if weight.ndim == 4 and not weight.is_contiguous()]
+    last = any(weight.is_contiguous(memory_format=torch.channels_last) for weight in weights)
+    if last:
+        # What crosses the cut is given back as it lies for these.
+        batch = batch.contiguous(memory_format=torch.channels_last)
     return batch[:2].clone(), 2 * batch[2:] + 1
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 
 import torch
 
-from harness.engine.fit import is_bf16
 from harness.errors import UsageError
 
 
@@ -21,7 +23,7 @@ def choose_device(device: str) -> torch.device:
     """
     if device == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda")
+            return torch.device("cuda:0")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     chosen = torch.device(device)
     missing = (chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count()) or (
@@ -35,15 +37,62 @@ def choose_device(device: str) -> torch.device:
             else f"torch {torch.__version__} finds no Apple GPU",
             fixes=["use --device auto or --device cpu", "run harness doctor"],
         )
-    return chosen
+    # Tensors on a GPU name its number, and are compared with this.
+    return torch.device("cuda:0") if device == "cuda" else chosen
 
 
-def environment_facts(device: torch.device, precision: str) -> dict[str, str]:
+def layout_of(device: torch.device) -> torch.memory_format:
+    """Return how images and convolutions lie in memory: on a GPU channels last, as its kernels want them."""
+    return torch.channels_last if device.type == "cuda" else torch.contiguous_format
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
+    """Return the autocast context: bf16 on a GPU unless fp32 is asked for."""
+    if is_bf16(precision, device):
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return nullcontext()
+
+
+def is_bf16(precision: str, device: torch.device) -> bool:
+    """Say what `auto` means on a device."""
+    return precision == "bf16" or (precision == "auto" and device.type == "cuda")
+
+
+def prepare_cublas() -> None:
+    """Let cuBLAS give the same bits in each run; call before anything of this process runs on a GPU."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+@contextmanager
+def chosen_kernels(device: torch.device, *, deterministic: bool) -> Iterator[None]:
+    """Choose a GPU's kernels: those that give the same bits in each run, or the fastest; the CPU's stay.
+
+    An operation that has no kernel of the first sort raises a RuntimeError that names it.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    enabled = torch.are_deterministic_algorithms_enabled()
+    warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    benchmark = torch.backends.cudnn.benchmark
+    torch.use_deterministic_algorithms(deterministic)
+    # Tries all algorithms of a convolution once for each shape: which one wins differs between runs.
+    torch.backends.cudnn.benchmark = not deterministic
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(enabled, warn_only=warns)
+        torch.backends.cudnn.benchmark = benchmark
+
+
+def environment_facts(device: torch.device, precision: str, *, deterministic: bool = False) -> dict[str, str]:
     """Return what a reader needs to repeat a run; nothing that names a user or a machine."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return {
         "device": name,
         "precision": "bf16" if is_bf16(precision, device) else "fp32",
+        "layout": "channels-last" if layout_of(device) == torch.channels_last else "channels-first",
+        "deterministic": "yes" if deterministic or device.type == "cpu" else "no",
         "threads": str(torch.get_num_threads()),
         "processor": _processor(),
         "python": platform.python_version(),

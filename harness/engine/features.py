@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 
+from harness.data.views import send
 from harness.engine.prefix import Prefix
 from harness.engine.source import Images
 
@@ -14,13 +17,16 @@ class Features:
     Args:
         images: Says which labels and views there are.
         prefix: Computes the features, or reads them from the store.
+        claim: Says whether so many bytes may stay on the device for the length of the training.
     """
 
-    def __init__(self, images: Images, prefix: Prefix) -> None:
+    def __init__(self, images: Images, prefix: Prefix, claim: Callable[[int], bool]) -> None:
         self._images = images
         self._prefix = prefix
         self._train: tuple[int, Tensor] | None = None
         self._splits: dict[str, Tensor] = {}
+        self._claim = claim
+        self._claimed: dict[str, bool] = {}
         self.train_size = len(images.labels["train"])
 
     def train(self, epoch: int) -> Tensor:
@@ -44,4 +50,10 @@ class Features:
 
     def _read(self, split: str, view: int) -> Tensor:
         (rows,) = self._prefix.fetch_all(split, view)
-        return rows.flatten(1)
+        rows = rows.flatten(1)
+        if rows.device == self._images.device:
+            return rows
+        # What does not fit stays a mapped file, of which each epoch sends a copy.
+        if split not in self._claimed:
+            self._claimed[split] = self._claim(rows.nbytes)
+        return send(rows, self._images.device) if self._claimed[split] else rows

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -18,6 +17,7 @@ from torch.optim import Optimizer
 
 from harness import metrics
 from harness.engine.cut import Cut, Forward, bind_suffix
+from harness.engine.device import autocast
 from harness.engine.freeze import FreezePlan, set_train_mode
 from harness.engine.source import Source
 from harness.records import EpochRecord, TrialConfig
@@ -45,6 +45,8 @@ class FitResult:
     images: int
     micro_batch: int
     """Images that went through the model at a time."""
+    norm_in_parts: bool
+    """Whether a BatchNorm that trains saw parts of a batch."""
 
 
 def fit(
@@ -61,6 +63,7 @@ def fit(
     device: torch.device,
     on_step: Callable[[], None],
     on_epoch: Callable[[EpochRecord], bool],
+    forward: Forward | None = None,
 ) -> FitResult:
     """Train a model and evaluate it on the validation split after each epoch.
 
@@ -77,6 +80,7 @@ def fit(
         device: Where it trains.
         on_step: Called after each step.
         on_epoch: Called after each epoch; true ends the training.
+        forward: Runs the trainable part in training; None: what is behind `cut`, as it is written.
 
     A batch that does not fit into memory goes through in halves, quarters and so on.
 
@@ -92,12 +96,12 @@ def fit(
     average = timm.utils.ModelEmaV3(model, decay=config.ema, use_warmup=True) if config.ema else None
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     evaluated = average.module if average else model
-    run, run_evaluated = bind_suffix(model, cut), bind_suffix(evaluated, cut)
+    run, run_evaluated = forward or bind_suffix(model, cut), bind_suffix(evaluated, cut)
 
     step = images = 0
     parts = 1
     curve: list[EpochRecord] = []
-    pruned = False
+    pruned = norm_in_parts = False
     training_seconds = 0.0
     for epoch in range(config.epochs):
         started = time.perf_counter()
@@ -117,6 +121,7 @@ def fit(
                         raise
                     # For good: what did not fit once will not fit the next time.
                     parts = min(2 * parts, len(labels))
+                    norm_in_parts = any(_is_training_norm(module) for module in model.modules())
                     if device.type == "cuda":
                         torch.cuda.empty_cache()
             if config.clip_grad:
@@ -157,7 +162,14 @@ def fit(
         seconds=training_seconds,
         images=images,
         micro_batch=-(-min(config.batch_size, source.train_size) // parts),
+        norm_in_parts=norm_in_parts,
     )
+
+
+def _is_training_norm(module: nn.Module) -> bool:
+    """Say whether a module normalises by the statistics of the batch that it sees."""
+    norms = nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm
+    return isinstance(module, norms) and module.training
 
 
 def backward(
@@ -208,13 +220,14 @@ def predict_split(
         for inputs, batch_labels in source.eval_batches(split, config.batch_size):
             with autocast(config.precision, device):
                 logits = run(inputs, False)
-            outputs.append(torch.softmax(logits.float(), dim=1).cpu())
-            labels.append(batch_labels.cpu())
+            outputs.append(torch.softmax(logits.float(), dim=1))
+            labels.append(batch_labels)
             on_step()
-    probabilities = torch.cat(outputs).numpy()
+    # Once: each copy to the CPU waits for all that the GPU has to do.
+    probabilities = torch.cat(outputs).cpu().numpy()
     if not np.isfinite(probabilities).all():
         raise DivergedError(f"outputs on the {split} split are not finite, lr {config.lr:.3g}")
-    return probabilities, torch.cat(labels).numpy()
+    return probabilities, torch.cat(labels).cpu().numpy()
 
 
 def build_optimizer(model: nn.Module, loss: nn.Module, config: TrialConfig, spec: OptimizerSpec) -> Optimizer:
@@ -235,15 +248,3 @@ def warmed_up(schedule: ScheduleSpec, steps: int, warmup: float) -> Callable[[in
     warm = int(steps * warmup)
     after = schedule.build(max(1, steps - warm))
     return lambda step: (step + 1) / (warm + 1) if step < warm else after(step - warm)
-
-
-def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
-    """Return the autocast context: bf16 on a GPU unless fp32 is asked for."""
-    if is_bf16(precision, device):
-        return torch.autocast(device.type, dtype=torch.bfloat16)
-    return nullcontext()
-
-
-def is_bf16(precision: str, device: torch.device) -> bool:
-    """Say what `auto` means on a device."""
-    return precision == "bf16" or (precision == "auto" and device.type == "cuda")

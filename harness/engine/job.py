@@ -23,6 +23,11 @@ class EngineSettings:
     home: Path
     cache: int | None = None
     """Bytes of activations that may be stored; None: a share of the disk."""
+    gpu_share: float = 0.9
+    """Share of a GPU's memory that the process may take."""
+    deterministic: bool = False
+    compile: bool = False
+    """These three as in `RunConfig`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,8 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from harness import metrics
-from harness.engine.fit import DivergedError, Prediction, build_optimizer, is_bf16, warmed_up
+from harness.engine.device import is_bf16
+from harness.engine.fit import DivergedError, Prediction, build_optimizer, warmed_up
 from harness.engine.updates import rule_of, smoothing_of
 from harness.records import EpochRecord, TrialConfig
 from harness.specs import OptimizerSpec, ScheduleSpec

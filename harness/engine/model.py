@@ -33,10 +33,16 @@ class FrozenPart:
 
 
 class Models:
-    """Builds the models of one data set's trials; plans and cuts each architecture and freeze depth once."""
+    """Builds the models of one data set's trials; plans and cuts each architecture and freeze depth once.
 
-    def __init__(self, num_classes: int) -> None:
+    Args:
+        num_classes: Of the data set.
+        layout: Of images and of what is shaped like them in memory; what crosses a cut follows it.
+    """
+
+    def __init__(self, num_classes: int, layout: torch.memory_format = torch.contiguous_format) -> None:
         self._num_classes = num_classes
+        self._layout = layout
         self._cuts: dict[tuple[object, ...], tuple[FreezePlan, Cut, Flops | None, str | None]] = {}
         self._digests: dict[tuple[object, ...], dict[bool, str]] = {}
         self._copy: tuple[object, nn.Module, tuple[FrozenPart, ...]] | None = None
@@ -46,6 +52,7 @@ class Models:
     ) -> tuple[nn.Module, FrozenPart]:
         """Build a backbone with a new head and freeze it; draws from torch's global generator."""
         model = backbone.build(self._num_classes, weights, config.image_size)
+        model = model.to(memory_format=self._layout)
         part = self._part(model, backbone, config, weights, config.freeze_depth)
         init_head(model, part.plan.head, config.head_init, seed=config.seed)
         return model, part

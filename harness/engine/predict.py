@@ -12,9 +12,8 @@ import torch
 
 from harness.data.bank import centre_crop, prepare, short_side
 from harness.data.decode import DECODE, decode
-from harness.data.views import normalise
-from harness.engine.device import choose_device
-from harness.engine.fit import autocast
+from harness.data.views import normalise, send
+from harness.engine.device import autocast, choose_device, layout_of
 from harness.errors import PluginError, StorageError
 from harness.registry import Registry
 from harness.specs import InputSpec
@@ -68,7 +67,7 @@ def predict(
             why=str(error).splitlines()[0],
             fixes=["install the versions that the card names"],
         ) from error
-    model.eval().to(target)
+    model.eval().to(target, memory_format=layout_of(target))
     resize = short_side(inputs.size, inputs.crop)
     parts = []
     with torch.inference_mode():
@@ -80,6 +79,6 @@ def predict(
                 ]
             )
             with autocast(precision, target):
-                logits = model(normalise(batch, inputs.mean, inputs.std, target))
+                logits = model(normalise(send(batch, target), inputs.mean, inputs.std, layout_of(target)))
             parts.append(torch.softmax(logits.float(), dim=1).cpu().numpy())
     return np.concatenate(parts)

@@ -10,9 +10,10 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from harness.data.views import send
 from harness.documents import digest
 from harness.engine.cost import Bandwidth, is_worth_storing
-from harness.engine.fit import autocast
+from harness.engine.device import autocast
 from harness.engine.freeze import set_train_mode
 from harness.engine.model import FrozenPart
 from harness.engine.source import Images
@@ -100,7 +101,7 @@ class Prefix:
         if entry is None:
             return half.boundary.pack(self._pass(split, view, rows, self._part, self._run[split == "train"]))
         names = [str(number) for number in range(len(half.boundary.rows))]
-        return [entry.gather(name, list(rows)).to(self._images.device) for name in names]
+        return [send(entry.gather(name, list(rows)), self._images.device) for name in names]
 
     def fetch_all(self, split: str, view: int) -> list[Tensor]:
         """Return the tensors of all rows: mapped ones where they are stored, else on the device."""

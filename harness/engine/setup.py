@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -12,13 +13,23 @@ from torch import nn
 
 from harness.data.bank import Bank, short_side
 from harness.data.manifest import Item
+from harness.data.resident import ResidentBank, resident_bytes
 from harness.documents import canonical
+from harness.engine.compiled import compile_training, is_worth_compiling
 from harness.engine.cost import Bandwidth
-from harness.engine.device import choose_device, environment_facts
+from harness.engine.cut import Forward
+from harness.engine.device import (
+    choose_device,
+    chosen_kernels,
+    environment_facts,
+    layout_of,
+    prepare_cublas,
+)
 from harness.engine.job import EngineSettings, TrialJob
 from harness.engine.model import FrozenPart, Models
 from harness.engine.prefix import Prefix, Sharing
-from harness.engine.source import Images
+from harness.engine.residency import Residency, budget_of
+from harness.engine.source import Images, Source
 from harness.engine.store import ActivationStore, default_budget
 from harness.isolation import kept_random_state, seed_all
 from harness.records import TrialConfig
@@ -53,7 +64,14 @@ class Setup:
         self._manifest = settings.manifest
         self._home = settings.home
         self._dataset_key = settings.manifest.protocol().splits["train"]
+        if settings.deterministic:
+            prepare_cublas()
         self.device = choose_device(settings.device)
+        self._deterministic = settings.deterministic
+        self._compiles = settings.compile
+        if settings.compile:
+            # Where torch keeps what it has compiled, for later processes.
+            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(settings.home / "compiled"))
         if settings.threads:
             torch.set_num_threads(settings.threads)
         folder = settings.home / "activations"
@@ -61,19 +79,26 @@ class Setup:
         self._store = ActivationStore(folder, budget)
         self._bandwidth = Bandwidth()
         self._banks: dict[tuple[str, int, str], Bank] = {}
-        self._models = Models(len(settings.manifest.classes))
+        self._models = Models(len(settings.manifest.classes), layout_of(self.device))
+        self.residency: Residency[ResidentBank] = Residency(budget_of(self.device, settings.gpu_share))
+        """What stays in the memory of a GPU."""
 
     @contextmanager
     def tidied(self) -> Iterator[None]:
-        """Leave random numbers as they were, and nothing that others wait for."""
+        """Leave random numbers and the choice of kernels as they were, and nothing that others wait for."""
         try:
-            with kept_random_state():
+            with kept_random_state(), chosen_kernels(self.device, deterministic=self._deterministic):
                 yield
         finally:
             # Until the next trial, so that others may make room.
             self._store.close()
+            self.residency.end_trial()
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
+
+    def facts(self, config: TrialConfig) -> dict[str, str]:
+        """Return what a trial runs on."""
+        return environment_facts(self.device, config.precision, deterministic=self._deterministic)
 
     def build(self, job: TrialJob) -> tuple[nn.Module, FrozenPart]:
         """Build a trial's model and freeze it."""
@@ -97,6 +122,23 @@ class Setup:
         on_step()
         return Opened(model=model, part=part, images=images, prefix=prefix)
 
+    def compile(
+        self, model: nn.Module, part: FrozenPart, source: Source, loss: nn.Module, config: TrialConfig
+    ) -> tuple[Forward | None, str]:
+        """Compile the training pass of a model on its device, where that is asked for and worth it.
+
+        Returns:
+            The pass, or None for the model as it is written; and what `CostRecord.execution` says of it.
+        """
+        flops = part.flops.image if part.flops else None
+        images = config.epochs * source.train_size
+        if not self._compiles or not is_worth_compiling(
+            device=self.device, frozen=len(part.plan.frozen), flops=flops, images=images
+        ):
+            return None, "eager"
+        inputs, labels = next(source.train_batches(0, config.batch_size, config.seed))
+        return compile_training(model, part.plan, loss.to(self.device), inputs, labels, config.precision)
+
     def _prefix(
         self,
         model: nn.Module,
@@ -113,7 +155,7 @@ class Setup:
         twin, parts = self._models.copy_untrained(
             model, backbone, config, job.weights, job.depths, self.device
         )
-        facts = environment_facts(self.device, config.precision)
+        facts = self.facts(config)
         return Prefix(
             twin,
             part,
@@ -128,7 +170,16 @@ class Setup:
                 "timm": timm.__version__,
                 **{
                     name: facts[name]
-                    for name in ("device", "precision", "threads", "system", "cuda", "cudnn")
+                    for name in (
+                        "device",
+                        "precision",
+                        "threads",
+                        "system",
+                        "cuda",
+                        "cudnn",
+                        "layout",
+                        "deterministic",
+                    )
                 },
             },
             sharing=Sharing(epochs=config.epochs, trials=job.sharing if job.weights else 1.0),
@@ -147,9 +198,19 @@ class Setup:
     ) -> Images:
         items = {"train": self._manifest.of("train"), "val": self._manifest.of("val"), "test": test}
         items = {split: part for split, part in items.items() if part}
+        banks = {split: self._bank(split, part, inputs, on_step) for split, part in items.items()}
+
+        def keep(split: str) -> ResidentBank | None:
+            # Test images are read once.
+            if split == "test":
+                return None
+            bank = banks[split]
+            size = resident_bytes(bank)
+            return self.residency.keep(bank.content, size, lambda: ResidentBank(bank, self.device))
+
         augmentation = self._registry.augmentations.get(config.augmentation)
         return Images(
-            {split: self._bank(split, part, inputs, on_step) for split, part in items.items()},
+            banks,
             {split: torch.tensor([item.label for item in part]) for split, part in items.items()},
             policy=augmentation.spec.build(inputs),
             policy_name=config.augmentation,
@@ -158,6 +219,7 @@ class Setup:
             dataset_key=self._dataset_key,
             inputs=inputs,
             device=self.device,
+            keep=keep,
         )
 
     def _bank(

@@ -14,12 +14,17 @@ import torch
 from torch import Tensor
 
 from harness.data.bank import Bank
-from harness.data.views import eval_batch, normalise, train_batch
+from harness.data.resident import ResidentBank, read_policy
+from harness.data.views import eval_batch, normalise, send, train_batch
 from harness.documents import digest
+from harness.engine.device import layout_of
 from harness.specs import InputSpec
 
 Batch: TypeAlias = tuple[list[Tensor], Tensor]
 """Inputs, images first, and labels; all on the device."""
+
+_COMPARED = 8
+"""Images that are made in both ways before batches are made on the device."""
 
 
 class Images:
@@ -35,6 +40,8 @@ class Images:
         dataset_key: The data set's fingerprint.
         inputs: Size and normalisation.
         device: Where batches go.
+        keep: Returns the images of a split in the memory of the device, made when they are first wanted; None
+            where there is no room for them.
     """
 
     def __init__(
@@ -49,6 +56,7 @@ class Images:
         dataset_key: str,
         inputs: InputSpec,
         device: torch.device,
+        keep: Callable[[str], ResidentBank | None] = lambda split: None,
     ) -> None:
         self.labels = labels
         self.device = device
@@ -59,6 +67,8 @@ class Images:
         self.varies = varies
         self._dataset_key = dataset_key
         self._inputs = inputs
+        self._keep = keep
+        self._resident: dict[str, ResidentBank | None] = {}
 
     def view(self, epoch: int) -> int:
         """Return which view of the training images an epoch, counted from 0, shows."""
@@ -69,21 +79,44 @@ class Images:
         made = [self._policy_name, self._policy_key, self._dataset_key, view] if split == "train" else []
         return digest([self._banks[split].content, dataclasses.asdict(self._inputs), made])
 
+    @property
+    def place(self) -> str:
+        """Where batches of training images were made: on the `device`, on the `host`, or not at all."""
+        return "" if "train" not in self._resident else "device" if self._resident["train"] else "host"
+
     def fetch(self, split: str, view: int, rows: Sequence[int]) -> list[Tensor]:
         """Return some images: (N, 3, S, S), augmented in the training split, centre crops in the others."""
-        bank = self._banks[split]
-        if split == "train":
-            pixels = train_batch(
-                bank,
-                rows,
-                view=view,
-                policy=self._policy,
-                policy_name=self._policy_name,
-                dataset_key=self._dataset_key,
-            )
-        else:
-            pixels = eval_batch(bank, rows, self._inputs.size)
-        return [normalise(pixels, self._inputs.mean, self._inputs.std, self.device)]
+        if split not in self._resident:
+            self._resident[split] = self._proven(split, view, rows)
+        resident = self._resident[split]
+        pixels = None if resident is None else self._cut(resident, split, view, rows)
+        if pixels is None:
+            pixels = send(self._draw(split, view, rows), self.device)
+        return [normalise(pixels, self._inputs.mean, self._inputs.std, layout_of(self.device))]
+
+    def _proven(self, split: str, view: int, rows: Sequence[int]) -> ResidentBank | None:
+        """Return the images of a split on the device, if batches made there have the same pixels."""
+        if split == "train" and read_policy(self._policy) is None:
+            return None
+        resident = self._keep(split)
+        if resident is None:
+            return None
+        some = list(rows)[:_COMPARED]
+        found = self._cut(resident, split, view, some)
+        same = found is not None and torch.equal(found.cpu(), self._draw(split, view, some))
+        return resident if same else None
+
+    def _cut(self, resident: ResidentBank, split: str, view: int, rows: Sequence[int]) -> Tensor | None:
+        """Make images on the device; None where the policy cannot be run there."""
+        if split != "train":
+            return resident.eval_batch(rows, self._inputs.size)
+        return resident.train_batch(rows, view, self._policy, self._policy_name, self._dataset_key)
+
+    def _draw(self, split: str, view: int, rows: Sequence[int]) -> Tensor:
+        """Make images on the CPU, one by one."""
+        if split != "train":
+            return eval_batch(self._banks[split], rows, self._inputs.size)
+        return train_batch(self._banks[split], rows, view, self._policy, self._policy_name, self._dataset_key)
 
 
 class Reader(Protocol):
@@ -124,5 +157,5 @@ class Source:
             yield self._batch(split, 0, range(start, min(start + batch_size, size)))
 
     def _batch(self, split: str, view: int, rows: Sequence[int]) -> Batch:
-        labels = self._images.labels[split][list(rows)].to(self._images.device)
+        labels = send(self._images.labels[split][list(rows)], self._images.device)
         return self._reader.fetch(split, view, rows), labels

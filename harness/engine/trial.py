@@ -13,9 +13,9 @@ from torch import nn
 from harness.documents import file_sha256
 from harness.engine.batched import HeadJob, HeadResult, fit_heads
 from harness.engine.cut import bind_suffix
-from harness.engine.device import environment_facts, peak_memory
+from harness.engine.device import is_bf16, peak_memory
 from harness.engine.features import Features
-from harness.engine.fit import DivergedError, Prediction, fit, is_bf16, predict_split
+from harness.engine.fit import DivergedError, Prediction, fit, predict_split
 from harness.engine.job import EngineSettings, ProbeJob, TrialJob, TrialOutcome, report_as
 from harness.engine.linear import predict_head
 from harness.engine.model import FrozenPart
@@ -79,7 +79,7 @@ class Engine:
                     outcomes = [self._train(jobs[0], on_step, keep)]
         except Exception as error:
             if len(jobs) == 1:
-                facts = environment_facts(self.device, jobs[0].config.precision)
+                facts = self._setup.facts(jobs[0].config)
                 return [fail(error, jobs[0], curve=curve, environment=facts)]
             raise_if_machine_failed(error, jobs[0])
             # Whose failure it is comes out when each trains alone.
@@ -113,7 +113,7 @@ class Engine:
                 opened = self._setup.open(trial, on_step)
                 if opened.part.head is None or opened.prefix is None:
                     return ProbeRecord.failed(config.backbone, "its head is not one linear layer")
-                features = Features(opened.images, opened.prefix)
+                features = Features(opened.images, opened.prefix, self._setup.residency.claim)
                 rows, labels = features.train(0).to(self.device), features.labels("train").to(self.device)
                 val_rows = features.split("val").to(self.device)
                 val_labels = features.labels("val").to(self.device)
@@ -140,6 +140,9 @@ class Engine:
         opened = self._setup.open(job, on_step)
         model, part = opened.model.to(self.device), opened.part
         source = Source(opened.images, opened.prefix or opened.images)
+        loss = self._loss(config)
+        forward, execution = self._setup.compile(model, part, source, loss, config)
+        on_step()
         # After everything that may draw, so that dropout depends on the seed alone.
         seed_all(config.seed)
         fitted = fit(
@@ -148,14 +151,17 @@ class Engine:
             config,
             plan=part.plan,
             cut=part.cut,
-            loss=self._loss(config),
+            loss=loss,
             optimizer=self._registry.optimizers.get(config.optimizer).spec,
             schedule=self._registry.schedules.get(config.schedule).spec,
             num_classes=self._num_classes,
             device=self.device,
             on_step=on_step,
             on_epoch=on_epoch,
+            forward=forward,
         )
+        if execution == "compiled" and fitted.micro_batch < min(config.batch_size, source.train_size):
+            execution = "eager: a batch did not fit into memory, and its parts were not compiled"
         predictions = {"val": fitted.val}
         if job.test:
             run = bind_suffix(fitted.model, part.cut)
@@ -172,6 +178,8 @@ class Engine:
             seconds=fitted.seconds,
             images=fitted.images,
             micro_batch=fitted.micro_batch,
+            norm_in_parts=fitted.norm_in_parts,
+            execution=execution,
             total_seconds=time.perf_counter() - began,
         )
 
@@ -200,7 +208,7 @@ class Engine:
         heads.reverse()
         opened = self._setup.open(jobs[0], on_step, built)
         assert opened.prefix is not None
-        features = Features(opened.images, opened.prefix)
+        features = Features(opened.images, opened.prefix, self._setup.residency.claim)
         head_jobs = [
             HeadJob(
                 config=job.config,
@@ -270,7 +278,7 @@ class Engine:
                 counts_passes=first,
             )
         except Exception as error:
-            facts = environment_facts(self.device, config.precision)
+            facts = self._setup.facts(config)
             return fail(error, job, curve=result.curve, environment=facts)
 
     def _loss(self, config: TrialConfig) -> nn.Module:
@@ -291,6 +299,8 @@ class Engine:
         images: int,
         micro_batch: int,
         total_seconds: float,
+        norm_in_parts: bool = False,
+        execution: str = "eager",
         together: int = 1,
         counts_passes: bool = True,
     ) -> TrialOutcome:
@@ -310,6 +320,8 @@ class Engine:
             flops=part.flops.image if part.flops else None,
             frozen_flop_share=part.flops.frozen_share if part.flops else None,
             micro_batch=micro_batch,
+            norm_in_parts=norm_in_parts,
+            execution=execution,
             cut=part.cut.method,
             prefix_passes=prefix.counts.passes if prefix and counts_passes else 0,
             prefix_seconds=prefix.counts.seconds / together if prefix else 0.0,
@@ -329,6 +341,6 @@ class Engine:
             pruned=pruned,
             cost=cost,
             num_classes=self._num_classes,
-            environment=environment_facts(self.device, job.config.precision),
+            environment={**self._setup.facts(job.config), "images": opened.images.place},
             model=weights,
         )

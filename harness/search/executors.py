@@ -238,6 +238,9 @@ def build_executor(run: RunConfig, registry: Registry, manifest: Manifest, *, lo
         threads=run.threads,
         home=paths.home(),
         cache=None if run.cache_gb is None else int(run.cache_gb * 1e9),
+        gpu_share=run.gpu_share,
+        deterministic=run.deterministic,
+        compile=run.compile,
     )
     # The pipe to a worker is a file descriptor it inherits, which Windows does not have.
     if run.executor == "inline" or os.name != "posix":

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from harness.engine.features import Features
+
+
+class Prefix:
+    """Gives features (N, 2, 3) of a mapped file, and counts how often it is asked."""
+
+    def __init__(self, device="cpu"):
+        self.asked = []
+        self._device = device
+
+    def fetch_all(self, split, view):
+        self.asked.append((split, view))
+        return [torch.zeros(5, 2, 3, device=self._device)]
+
+
+def make(prefix, claim, varies=True):
+    # A device without memory of its own: what is sent there can be told from what is not.
+    images = SimpleNamespace(
+        labels={"train": torch.zeros(5), "val": torch.zeros(5)},
+        device=torch.device("meta"),
+        view=lambda epoch: epoch if varies else 0,
+    )
+    return Features(images, prefix, claim)
+
+
+@pytest.mark.parametrize(("fits", "device"), [(True, "meta"), (False, "cpu")])
+def test_features_stay_on_the_device_where_they_fit(fits, device):
+    prefix, claims = Prefix(), []
+
+    def claim(size):
+        claims.append(size)
+        return fits
+
+    features = make(prefix, claim)
+    for epoch in range(3):
+        assert features.train(epoch).device.type == device
+        assert features.train(epoch).shape == (5, 6)
+        assert features.split("val").device.type == device
+    # Of a split whose views change one is there at a time.
+    assert claims == [5 * 6 * 4] * 2
+    assert prefix.asked == [("train", 0), ("val", 0), ("train", 1), ("train", 2)]
+
+
+def test_a_view_that_stays_is_sent_once():
+    prefix = Prefix()
+    features = make(prefix, lambda size: True, varies=False)
+    assert features.train(0) is features.train(7)
+    assert prefix.asked == [("train", 0)]
+
+
+def test_what_was_computed_on_the_device_needs_no_room():
+    features = make(Prefix("meta"), lambda size: pytest.fail("asked for room"))
+    assert features.train(0).device.type == "meta"
