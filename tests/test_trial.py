@@ -143,30 +143,6 @@ def test_images_that_stay_on_a_device_train_to_the_same_bits(engine, make_job, t
     )
 
 
-@pytest.mark.parametrize("depth", [0.5, 1.0])
-def test_stored_or_not_a_model_that_lies_channels_last_predicts_the_same_bits(
-    registry, engine, make_job, tmp_path, monkeypatch, depth
-):
-    for place in ("setup", "source"):
-        monkeypatch.setattr(f"harness.engine.{place}.layout_of", lambda device: torch.channels_last)
-    found = []
-    for cache in (10**9, 0):
-        settings = EngineSettings(
-            plugins=(),
-            manifest=engine._manifest,
-            device="cpu",
-            threads=1,
-            home=tmp_path,
-            cache=cache,
-        )
-        job = make_job(2, depth=depth, augmentation="none", epochs=2)
-        job = dataclasses.replace(job, folder=tmp_path / str(cache))
-        (outcome,) = run(Engine(registry, settings), [job])
-        assert (outcome.state, outcome.cost.cut) == ("complete", "trace")
-        found.append(probabilities(job))
-    assert np.array_equal(*found)
-
-
 def test_a_trial_says_how_it_ran(registry, engine, make_job, tmp_path, monkeypatch):
     from harness.engine import compiled, setup
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from harness.engine.boundary import Boundary, CutError
 from harness.engine.freeze import FreezePlan, set_train_mode
 from harness.engine.layers import undisturbed
+from harness.engine.layout import layout_of
 from harness.engine.replay import cut_by_replay
 from harness.engine.trace import cut_by_tracing
 
@@ -267,11 +268,8 @@ def _images(model: nn.Module, image_size: int) -> tuple[Tensor, Tensor]:
     like = next(model.parameters())
     generator = torch.Generator().manual_seed(0)
     batch = torch.randn(5, 3, image_size, image_size, generator=generator).to(like)
-    weights = [weight for weight in model.parameters() if weight.ndim == 4 and not weight.is_contiguous()]
-    last = any(weight.is_contiguous(memory_format=torch.channels_last) for weight in weights)
-    if last:
-        # What crosses the cut is given back as it lies for these.
-        batch = batch.contiguous(memory_format=torch.channels_last)
+    # What crosses the cut is given back as it lies for these.
+    batch = batch.contiguous(memory_format=layout_of(model))
     return batch[:2].clone(), 2 * batch[2:] + 1
 
 

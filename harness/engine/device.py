@@ -41,11 +41,6 @@ def choose_device(device: str) -> torch.device:
     return torch.device("cuda:0") if device == "cuda" else chosen
 
 
-def layout_of(device: torch.device) -> torch.memory_format:
-    """Return how images and convolutions lie in memory: on a GPU channels last, as its kernels want them."""
-    return torch.channels_last if device.type == "cuda" else torch.contiguous_format
-
-
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
     """Return the autocast context: bf16 on a GPU unless fp32 is asked for."""
     if is_bf16(precision, device):
@@ -91,7 +86,6 @@ def environment_facts(device: torch.device, precision: str, *, deterministic: bo
     return {
         "device": name,
         "precision": "bf16" if is_bf16(precision, device) else "fp32",
-        "layout": "channels-last" if layout_of(device) == torch.channels_last else "channels-first",
         "deterministic": "yes" if deterministic or device.type == "cpu" else "no",
         "threads": str(torch.get_num_threads()),
         "processor": _processor(),

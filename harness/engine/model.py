@@ -14,6 +14,7 @@ from torch import nn
 from harness.engine.cut import Cut, cut_model, find_linear_head
 from harness.engine.freeze import Flops, FreezePlan, apply_freeze, count_flops, plan_freeze
 from harness.engine.heads import init_head
+from harness.engine.layout import lay_out, layout_of
 from harness.records import TrialConfig
 from harness.specs import BackboneSpec
 
@@ -37,12 +38,13 @@ class Models:
 
     Args:
         num_classes: Of the data set.
-        layout: Of images and of what is shaped like them in memory; what crosses a cut follows it.
+        layout: In memory, of the networks that can be laid out so; what crosses a cut follows it.
     """
 
     def __init__(self, num_classes: int, layout: torch.memory_format = torch.contiguous_format) -> None:
         self._num_classes = num_classes
         self._layout = layout
+        self._layouts: dict[tuple[str, int], torch.memory_format] = {}
         self._cuts: dict[tuple[object, ...], tuple[FreezePlan, Cut, Flops | None, str | None]] = {}
         self._digests: dict[tuple[object, ...], dict[bool, str]] = {}
         self._copy: tuple[object, nn.Module, tuple[FrozenPart, ...]] | None = None
@@ -52,7 +54,7 @@ class Models:
     ) -> tuple[nn.Module, FrozenPart]:
         """Build a backbone with a new head and freeze it; draws from torch's global generator."""
         model = backbone.build(self._num_classes, weights, config.image_size)
-        model = model.to(memory_format=self._layout)
+        self._lay_out(model, config)
         part = self._part(model, backbone, config, weights, config.freeze_depth)
         init_head(model, part.plan.head, config.head_init, seed=config.seed)
         return model, part
@@ -86,6 +88,15 @@ class Models:
             parts = [self._part(twin, backbone, config, weights, depth) for depth in wanted]
             self._copy = key, twin.to(device), tuple(part for part in parts if part.cut.method != "none")
         return self._copy[1], self._copy[2]
+
+    def _lay_out(self, model: nn.Module, config: TrialConfig) -> None:
+        """Lay out a model in memory; each architecture is tried once."""
+        key = config.backbone, config.image_size
+        if key in self._layouts:
+            model.to(memory_format=self._layouts[key])
+        else:
+            lay_out(model, config.image_size, self._layout)
+            self._layouts[key] = layout_of(model)
 
     def _part(
         self,

@@ -13,7 +13,8 @@ import torch
 from harness.data.bank import centre_crop, prepare, short_side
 from harness.data.decode import DECODE, decode
 from harness.data.views import normalise, send
-from harness.engine.device import autocast, choose_device, layout_of
+from harness.engine.device import autocast, choose_device
+from harness.engine.layout import lay_out, layout_of, preferred_layout
 from harness.errors import PluginError, StorageError
 from harness.registry import Registry
 from harness.specs import InputSpec
@@ -67,7 +68,9 @@ def predict(
             why=str(error).splitlines()[0],
             fixes=["install the versions that the card names"],
         ) from error
-    model.eval().to(target, memory_format=layout_of(target))
+    lay_out(model.eval(), inputs.size, preferred_layout(target))
+    model.to(target)
+    layout = layout_of(model)
     resize = short_side(inputs.size, inputs.crop)
     parts = []
     with torch.inference_mode():
@@ -79,6 +82,6 @@ def predict(
                 ]
             )
             with autocast(precision, target):
-                logits = model(normalise(send(batch, target), inputs.mean, inputs.std, layout_of(target)))
+                logits = model(normalise(send(batch, target), inputs.mean, inputs.std, layout))
             parts.append(torch.softmax(logits.float(), dim=1).cpu().numpy())
     return np.concatenate(parts)

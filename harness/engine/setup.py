@@ -22,10 +22,10 @@ from harness.engine.device import (
     choose_device,
     chosen_kernels,
     environment_facts,
-    layout_of,
     prepare_cublas,
 )
 from harness.engine.job import EngineSettings, TrialJob
+from harness.engine.layout import layout_of, name_layout, preferred_layout
 from harness.engine.model import FrozenPart, Models
 from harness.engine.prefix import Prefix, Sharing
 from harness.engine.residency import Residency, budget_of
@@ -79,7 +79,7 @@ class Setup:
         self._store = ActivationStore(folder, budget)
         self._bandwidth = Bandwidth()
         self._banks: dict[tuple[str, int, str], Bank] = {}
-        self._models = Models(len(settings.manifest.classes), layout_of(self.device))
+        self._models = Models(len(settings.manifest.classes), preferred_layout(self.device))
         self.residency: Residency[ResidentBank] = Residency(budget_of(self.device, settings.gpu_share))
         """What stays in the memory of a GPU."""
 
@@ -117,7 +117,8 @@ class Setup:
             torch.cuda.reset_peak_memory_stats(self.device)
         backbone = self._registry.backbones.get(job.config.backbone).spec
         model, part = built or self.build(job)
-        images = self._images(job.config, job.test, input_of(backbone, job.config), on_step)
+        inputs = input_of(backbone, job.config)
+        images = self._images(job.config, job.test, inputs, layout_of(model), on_step)
         prefix = self._prefix(model, part, job, images, on_step)
         on_step()
         return Opened(model=model, part=part, images=images, prefix=prefix)
@@ -168,6 +169,7 @@ class Setup:
                 "cpu": torch.backends.cpu.get_cpu_capability(),
                 "torch": torch.__version__,
                 "timm": timm.__version__,
+                "layout": name_layout(images.layout),
                 **{
                     name: facts[name]
                     for name in (
@@ -177,7 +179,6 @@ class Setup:
                         "system",
                         "cuda",
                         "cudnn",
-                        "layout",
                         "deterministic",
                     )
                 },
@@ -194,6 +195,7 @@ class Setup:
         config: TrialConfig,
         test: tuple[Item, ...],
         inputs: InputSpec,
+        layout: torch.memory_format,
         on_step: Callable[[], None],
     ) -> Images:
         items = {"train": self._manifest.of("train"), "val": self._manifest.of("val"), "test": test}
@@ -219,6 +221,7 @@ class Setup:
             dataset_key=self._dataset_key,
             inputs=inputs,
             device=self.device,
+            layout=layout,
             keep=keep,
         )
 

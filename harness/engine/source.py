@@ -17,7 +17,6 @@ from harness.data.bank import Bank
 from harness.data.resident import ResidentBank, read_policy
 from harness.data.views import eval_batch, normalise, send, train_batch
 from harness.documents import digest
-from harness.engine.device import layout_of
 from harness.specs import InputSpec
 
 Batch: TypeAlias = tuple[list[Tensor], Tensor]
@@ -40,6 +39,7 @@ class Images:
         dataset_key: The data set's fingerprint.
         inputs: Size and normalisation.
         device: Where batches go.
+        layout: Of batches in memory.
         keep: Returns the images of a split in the memory of the device, made when they are first wanted; None
             where there is no room for them.
     """
@@ -56,6 +56,7 @@ class Images:
         dataset_key: str,
         inputs: InputSpec,
         device: torch.device,
+        layout: torch.memory_format = torch.contiguous_format,
         keep: Callable[[str], ResidentBank | None] = lambda split: None,
     ) -> None:
         self.labels = labels
@@ -67,6 +68,7 @@ class Images:
         self.varies = varies
         self._dataset_key = dataset_key
         self._inputs = inputs
+        self.layout = layout
         self._keep = keep
         self._resident: dict[str, ResidentBank | None] = {}
 
@@ -92,7 +94,7 @@ class Images:
         pixels = None if resident is None else self._cut(resident, split, view, rows)
         if pixels is None:
             pixels = send(self._draw(split, view, rows), self.device)
-        return [normalise(pixels, self._inputs.mean, self._inputs.std, layout_of(self.device))]
+        return [normalise(pixels, self._inputs.mean, self._inputs.std, self.layout)]
 
     def _proven(self, split: str, view: int, rows: Sequence[int]) -> ResidentBank | None:
         """Return the images of a split on the device, if batches made there have the same pixels."""

@@ -17,6 +17,7 @@ from harness.engine.device import is_bf16, peak_memory
 from harness.engine.features import Features
 from harness.engine.fit import DivergedError, Prediction, fit, predict_split
 from harness.engine.job import EngineSettings, ProbeJob, TrialJob, TrialOutcome, report_as
+from harness.engine.layout import name_layout
 from harness.engine.linear import predict_head
 from harness.engine.model import FrozenPart
 from harness.engine.outcome import fail, raise_if_machine_failed, say_in_a_line, succeed
@@ -341,6 +342,10 @@ class Engine:
             pruned=pruned,
             cost=cost,
             num_classes=self._num_classes,
-            environment={**self._setup.facts(job.config), "images": opened.images.place},
+            environment={
+                **self._setup.facts(job.config),
+                "images": opened.images.place,
+                "layout": name_layout(opened.images.layout),
+            },
             model=weights,
         )
