@@ -52,7 +52,12 @@ def find_record(entries: Sequence[Entry], name: str) -> TrialRecord:
     """
     return min(
         (entry.record for entry in _entries_of(entries, name)),
-        key=lambda record: (record.state != "complete", record.kind != "final", record.number, record.created),
+        key=lambda record: (
+            record.state != "complete",
+            record.kind != "final",
+            record.number,
+            record.created,
+        ),
     )
 
 

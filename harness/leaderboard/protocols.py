@@ -46,7 +46,9 @@ def explain_differences(one: TrialRecord, other: TrialRecord) -> tuple[str, ...]
             found.append(f"how the splits came about: {one.dataset.split} against {other.dataset.split}")
         for name, meaning in _RULES.items():
             if name in named:
-                found.append(f"{meaning}: {getattr(one.protocol, name)} against {getattr(other.protocol, name)}")
+                found.append(
+                    f"{meaning}: {getattr(one.protocol, name)} against {getattr(other.protocol, name)}"
+                )
         if not named:
             found.append(f"protocol: {one.protocol.digest[:8]} against {other.protocol.digest[:8]}")
     starts = [record.weights.init if record.weights else record.config.init for record in (one, other)]

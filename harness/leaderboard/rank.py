@@ -1,10 +1,10 @@
 """Rank runs: one table for each data set, protocol, split and way of initialising.
 
 Rows that cannot be told apart share a rank. Groups are formed from the top: the best score leads the first,
-and each row whose difference to the leader may be 0 joins it; the best of those left leads the next group. Being told
-apart is not transitive, so two rows of neighbouring groups may be as close as two of one. But every row is
-compared with one that stands for its group, a group never holds a row clearly behind its leader, and no row
-between decides whether two others share a rank, as it would if rows were chained.
+and each row whose difference to the leader may be 0 joins it; the best of those left leads the next. Being
+told apart is not transitive, so two rows of neighbouring groups may be as close as two of one. But each row
+is compared with one that stands for its group, a group never holds a row clearly behind its leader, and no
+row between decides whether two others share a rank, as it would if rows were chained.
 """
 
 from __future__ import annotations
@@ -181,10 +181,11 @@ def _shares_rank(
 
 
 def _choose(rivals: Sequence[Run], metric: Metric) -> Run:
-    """Return the run that is best on val; of equals the cheaper, and a failed one only if there is no other."""
-    best = max(run.choice(metric) for run in rivals if bool(run.entries) == any(r.entries for r in rivals))
-    equals = [run for run in rivals if abs(run.choice(metric) - best) <= TIE]
-    return min(equals, key=lambda run: (not run.entries, _price(run, run.choice(metric))))
+    """Return the run that is best on val; of equals the cheaper. What failed is taken in need only."""
+    candidates = [run for run in rivals if run.entries] or rivals
+    best = max(run.choice(metric) for run in candidates)
+    equals = [run for run in candidates if best - run.choice(metric) <= TIE]
+    return min(equals, key=lambda run: _price(run, run.choice(metric)))
 
 
 def _price(run: Run, value: float) -> tuple[Any, ...]:

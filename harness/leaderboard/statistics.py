@@ -97,8 +97,8 @@ class Bootstrap:
         Scores of seeds spread for two reasons: seeds give models of unlike quality, and models of like
         quality err on unlike images. The second is in the resampled images already. The first, the variance
         s2 beyond it, is pooled over both runs and known from few seeds only; so it is drawn too, as a
-        generalised pivotal quantity (Weerahandi 1993): max(0, total * f / chi2_f - images). With one seed each
-        nothing is known of it, and the difference is that of two trained models, not of their recipes.
+        generalised pivotal quantity (Weerahandi 1993): max(0, total * f / chi2_f - images). With one seed
+        each nothing is known of it: the difference is that of two trained models, not of their recipes.
         """
         paired = one.is_paired_with(other)
         (drawn_one, idle_one), (drawn_other, idle_other) = (
@@ -139,7 +139,10 @@ class Bootstrap:
         if key not in self._images:
             seed = int(digest([self._key, "images"])[:16], 16)
             self._images[key] = _Images(
-                sample.labels, len(sample.confusions[0]), min(self._resamples, _CELLS // len(sample.labels)), seed
+                sample.labels,
+                len(sample.confusions[0]),
+                min(self._resamples, _CELLS // len(sample.labels)),
+                seed,
             )
         return self._images[key]
 
@@ -196,7 +199,9 @@ class _Images:
         extra = generator.poisson(1, (2, resamples))
         images = generator.integers(0, size, int(extra.sum()))
         sign = np.where(np.arange(len(images)) < extra[0].sum(), 1.0, -1.0)
-        which = np.concatenate([np.repeat(np.arange(resamples), extra[0]), np.repeat(np.arange(resamples), extra[1])])
+        which = np.concatenate(
+            [np.repeat(np.arange(resamples), extra[0]), np.repeat(np.arange(resamples), extra[1])]
+        )
         self._chance: dict[Metric, FloatArray] = {
             "f1": np.bincount(which, sign * worth[images], minlength=resamples),
             "accuracy": np.bincount(which, sign / size, minlength=resamples),

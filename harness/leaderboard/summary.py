@@ -42,7 +42,8 @@ class Summary:
     def caption(self) -> str:
         """Say in one line what is summarised and what is left out; names in it are as recorded."""
         parts = [
-            f"{len(self.standings)} backbones across {len(self.datasets)} data sets: {', '.join(self.datasets)}",
+            f"{len(self.standings)} backbones across {len(self.datasets)} data sets",
+            ", ".join(self.datasets),
             f"by {self.metric}" + (", from scratch" if self.init == "scratch" else ""),
         ]
         for what, names in (("data sets", self.left_out_datasets), ("backbones", self.left_out_backbones)):
