@@ -8,6 +8,7 @@ is drawn around it from the spread of the seeds' scores.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -100,6 +101,11 @@ class Bootstrap:
         generalised pivotal quantity (Weerahandi 1993): max(0, total * f / chi2_f - images). With one seed
         each nothing is known of it: the difference is that of two trained models, not of their recipes.
         """
+        if one.scores[self._metric].mean() < other.scores[self._metric].mean():
+            # The same draws for both ways round, so that neither is clear alone.
+            turned = self.difference(other, one)
+            low, high = turned.interval
+            return dataclasses.replace(turned, estimate=-turned.estimate, interval=(-high, -low))
         paired = one.is_paired_with(other)
         (drawn_one, idle_one), (drawn_other, idle_other) = (
             (self._by_images(sample) if paired else (self._by_confusion(sample), 0.0))
@@ -120,6 +126,8 @@ class Bootstrap:
             of_seeds = np.maximum(0, total * freedom / self._chi_square(freedom)[: len(drawn)] - images)
             share = 1 / one.seeds + 1 / other.seeds
             drawn = drawn + np.sqrt(of_seeds * share) * self._normal[: len(drawn)]
+        # Accuracies are steps of 1 / N: a draw of no difference shall not miss 0 by a rounding.
+        drawn = np.round(drawn, 12)
         low, high = np.percentile(drawn, [2.5, 97.5])
         beyond = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
         return Difference(
