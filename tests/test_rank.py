@@ -186,7 +186,8 @@ def test_trials_that_all_failed_make_no_table():
 
 def test_failed_final_trainings_are_counted():
     board = only(rank([make_record(kind="final", seed=1), make_record(kind="final", seed=2, state="failed")]))
-    assert "2 final trainings: 1 complete, 1 failed · failed ones count as the floor" in board.caption()
+    assert "2 final trainings: 1 complete, 1 failed" in board.caption()
+    assert "! failed trainings count as the floor" in board.caption()
     row = only(board.rows)
     assert (row.seeds, row.failed) == (1, 1)
     assert row.f1 == pytest.approx((0.8 + board.floor.f1) / 2)
@@ -444,6 +445,10 @@ def test_one_failed_seed_of_three_costs_a_row_its_lead():
     points = [entry.record.scores["test"].f1 for entry in fragile]
     assert row.f1 == pytest.approx((sum(points) + board.floor.f1) / 3)
     assert row.has_answers
+    # Two that came out alike are a spread; that the third failed is no uncertainty that would help it.
+    assert row.f1_spread == pytest.approx(np.std(points, ddof=1))
+    assert [row.study for row in board.rows] == ["good", "fragile"]
+    assert [row.rank for row in board.rows] == [1, 2]
 
 
 def test_a_final_training_that_came_out_when_repeated_did_not_fail():

@@ -132,6 +132,8 @@ def test_failed_seeds_spread_and_gap_are_shown():
     text = format_table(rank([*finals, failed]))
     first, last = text.splitlines()[3:5]
     assert re.search(r"90\.0  82\.0 \[80\.0, 84\.0\]  \+8\.0 +2 +±2\.8", first)
+    assert first.split()[0] == "1"
+    assert last.split()[0] == "2!"
     assert re.search(r"22\.2 \[22\.2, 22\.2\] +\+0\.0 +0/1 ", last)
 
 

@@ -44,7 +44,7 @@ class Row:
     f1_interval: tuple[float, float]
     """Mean bounds of the seeds' 95 % intervals."""
     f1_spread: float | None
-    """Sample standard deviation over seeds; None for one."""
+    """Sample standard deviation over the seeds that are complete; None for one."""
     accuracy: float
     accuracy_interval: tuple[float, float]
     accuracy_spread: float | None
@@ -152,7 +152,7 @@ class Leaderboard:
         if set(self.finals) - {"complete"}:
             parts.append(_count(self.finals, "final training"))
         if any(row.failed for row in self.rows):
-            parts.append("failed ones count as the floor")
+            parts.append("! failed trainings count as the floor")
         if self.unpaired:
             parts.append(f"{_plural(self.unpaired, 'row')} without predictions, compared unpaired")
         parts += [f"no {self.split} scores: {', '.join(self.unranked)}"] if self.unranked else []

@@ -155,7 +155,7 @@ def _cells(board: Leaderboard) -> list[list[str]]:
     shared = Counter(row.rank for row in board.rows)
     lines = [[column.cell(row) for column in columns] for row in board.rows]
     for row, line in zip(board.rows, lines, strict=True):
-        line[0] += "=" if shared[row.rank] > 1 else ""
+        line[0] += "=" * (shared[row.rank] > 1) + "!" * (row.failed > 0)
     if board.floor:
         lines.append([_floor_cell(board.floor, column.name) for column in columns])
     return lines

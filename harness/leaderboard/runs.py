@@ -73,7 +73,13 @@ class Run:
             confusions += [constant] * len(self.failed)
             if labels is not None:
                 chosen += [np.full_like(labels, majority)] * len(self.failed)
-        return Sample(scores=scores, confusions=tuple(confusions), labels=labels, chosen=tuple(chosen))
+        return Sample(
+            scores=scores,
+            confusions=tuple(confusions),
+            labels=labels,
+            chosen=tuple(chosen),
+            failed=len(self.failed),
+        )
 
     def _answers(self, recorded: Sequence[Scores]) -> tuple[IntArray | None, list[IntArray]]:
         labels: IntArray | None = None
@@ -119,10 +125,10 @@ class Run:
             loss=config.loss,
             f1=mean(value["f1"]),
             f1_interval=_mean_interval([score.f1_interval for score in scores] + least["f1"]),
-            f1_spread=_spread(value["f1"]),
+            f1_spread=_spread(value["f1"][: len(scores)]),
             accuracy=mean(value["accuracy"]),
             accuracy_interval=_mean_interval([s.accuracy_interval for s in scores] + least["accuracy"]),
-            accuracy_spread=_spread(value["accuracy"]),
+            accuracy_spread=_spread(value["accuracy"][: len(scores)]),
             val=mean(val) if val else None,
             gap=mean(val) - mean(value[metric]) if val and self.split == "test" else None,
             seeds=len({record.config.seed for record in records}),

@@ -30,7 +30,7 @@ FloatArray = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Sample:
-    """What is known of a run on one split."""
+    """What is known of a run on one split; trainings that failed are the last, as the floor."""
 
     scores: Mapping[Metric, FloatArray]
     """Of each training: (S,)."""
@@ -40,11 +40,16 @@ class Sample:
     """True class of each image, (N,); None where some training has no predictions."""
     chosen: tuple[IntArray, ...] = ()
     """Answered class of each image, (N,), by training."""
+    failed: int = 0
 
     @property
     def seeds(self) -> int:
-        """Return the number of trainings."""
-        return len(self.confusions)
+        """Return the number of trainings that did not fail: their seeds might have been others."""
+        return len(self.confusions) - self.failed
+
+    def variance(self, metric: Metric) -> float:
+        """Return the sample variance of a score over seeds; that one failed makes nothing less certain."""
+        return float(self.scores[metric][: self.seeds].var(ddof=1)) if self.seeds > 1 else 0.0
 
     def is_paired_with(self, other: Sample) -> bool:
         """Return whether both answered the same images, as far as their labels tell."""
@@ -119,12 +124,12 @@ class Bootstrap:
             total, images = (
                 ((one.seeds - 1) * first + (other.seeds - 1) * second) / freedom
                 for first, second in (
-                    (_variance(one.scores[self._metric]), _variance(other.scores[self._metric])),
+                    (one.variance(self._metric), other.variance(self._metric)),
                     (idle_one, idle_other),
                 )
             )
             of_seeds = np.maximum(0, total * freedom / self._chi_square(freedom)[: len(drawn)] - images)
-            share = 1 / one.seeds + 1 / other.seeds
+            share = sum(run.seeds / len(run.confusions) ** 2 for run in (one, other))
             drawn = drawn + np.sqrt(of_seeds * share) * self._normal[: len(drawn)]
         # Accuracies are steps of 1 / N: a draw of no difference shall not miss 0 by a rounding.
         drawn = np.round(drawn, 12)
@@ -160,7 +165,7 @@ class Bootstrap:
             images = self._images_of(sample)
             each = np.stack([images.scores(chosen, self._metric) for chosen in sample.chosen])
             away = each - each.mean(axis=1, keepdims=True)
-            idle = float(away.var(axis=0, ddof=1).mean()) if len(each) > 1 else 0.0
+            idle = float(away[: sample.seeds].var(axis=0, ddof=1).mean()) if sample.seeds > 1 else 0.0
             self._drawn[sample] = each.mean(axis=0), idle
         return self._drawn[sample]
 
@@ -255,7 +260,3 @@ def _macro_f1(support: IntArray, missed: IntArray, falsely: IntArray) -> FloatAr
     f1 = np.divide(hits, hits + missed + falsely, out=np.zeros(hits.shape), where=present)
     macro: FloatArray = f1.sum(axis=0) / present.sum(axis=0)
     return macro
-
-
-def _variance(scores: FloatArray) -> float:
-    return float(scores.var(ddof=1)) if len(scores) > 1 else 0.0
