@@ -41,3 +41,14 @@ def rank(
 def _published(row: Row, entry: Entry) -> PublishedRow:
     values = {item.name: getattr(row, item.name) for item in dataclasses.fields(row)}
     return PublishedRow(**{**values, "study": entry.record.study}, source=entry.source, tier=entry.tier)
+
+
+def plain(boards: Iterable[Leaderboard]) -> list[Leaderboard]:
+    """Return boards of plain rows, as `harness.leaderboard.render` writes them."""
+    names = [item.name for item in dataclasses.fields(Row)]
+    return [
+        dataclasses.replace(
+            board, rows=tuple(Row(**{name: getattr(row, name) for name in names}) for row in board.rows)
+        )
+        for board in boards
+    ]

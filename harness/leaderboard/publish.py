@@ -1,0 +1,174 @@
+"""Publish a leaderboard: from bundles alone to Markdown, CSV, JSON, LaTeX and one HTML page.
+
+The same bundles give the same bytes, in whatever order and under whatever names they came, so published
+files can be compared with what the bundles say now.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.documents import write_atomically
+from harness.errors import StorageError
+from harness.leaderboard.adapters import plain, rank
+from harness.leaderboard.board import Leaderboard
+from harness.leaderboard.bundle import Bundle, bundle_files, read_bundle
+from harness.leaderboard.entry import Entry, Tier
+from harness.leaderboard.latex import format_latex
+from harness.leaderboard.page import render_page
+from harness.leaderboard.panel import Shared, summarise_run
+from harness.leaderboard.render import _markdown as escape_markdown
+from harness.leaderboard.render import format_csv, format_json, format_markdown
+from harness.leaderboard.schema import json_schema
+from harness.leaderboard.verify import bundle_entries, verify
+
+SCHEMA_FILE = "leaderboard.schema.json"
+_BEFORE_TABLES = """\
+# Leaderboard
+
+How well pretrained image backbones fine-tune, data set by data set. Every row follows from a bundle under
+`records/`: its configuration, its seeds and its predictions. Columns are explained in
+[The leaderboard](https://github.com/transfer-harness/transfer-harness/blob/main/docs/leaderboard.md).
+`index.html` has every run with its curves and confusions; open it in a browser.
+Made by `harness leaderboard publish`; do not edit.
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rejected:
+    """A bundle that is not ranked."""
+
+    file: str
+    """Below the folder of the bundles."""
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Publication:
+    """The files of a published leaderboard."""
+
+    files: Mapping[str, str]
+    """Content by name."""
+    runs: int
+    boards: Sequence[Leaderboard]
+    rejected: Sequence[Rejected]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Verified:
+    bundle: Bundle
+    file: str
+    tier: Tier
+    entries: Sequence[Entry]
+
+
+def publish(records: Path) -> Publication:
+    """Read, verify and rank all bundles below a folder, and write what is to be published of them.
+
+    A bundle that is damaged, of another schema, or fails its verification is left out and listed with the
+    reason; one that is there twice counts once.
+
+    Raises:
+        StorageError: There is no such folder.
+    """
+    if not records.is_dir():
+        raise StorageError(
+            "there are no bundles to publish",
+            where=str(records),
+            why="no such folder",
+            fixes=["name the folder of the bundles: --records DIR", "make a bundle: harness study run"],
+        )
+    verified, rejected = _read(records)
+    entries = [entry for one in verified.values() for entry in one.entries]
+    boards = {
+        "f1": rank(entries, metric="f1", split="test"),
+        "accuracy": rank(entries, metric="accuracy", split="test"),
+    }
+    ranked = {row.source for board in boards["f1"] for row in board.rows}
+    rejected += [
+        Rejected(file=one.file, reason="it has no complete final training with scores on test")
+        for digest, one in verified.items()
+        if digest not in ranked
+    ]
+    rejected.sort(key=lambda one: (one.file, one.reason))
+    shared = Shared()
+    runs = {digest: summarise_run(one.bundle, shared) for digest, one in verified.items() if digest in ranked}
+    files = {
+        "LEADERBOARD.md": _format_document(boards["f1"], rejected),
+        "leaderboard.csv": format_csv(plain(boards["f1"])),
+        "leaderboard.json": format_json(plain(boards["f1"])),
+        SCHEMA_FILE: json.dumps(json_schema(), indent=2) + "\n",
+        "leaderboard.tex": format_latex(rank(entries, metric="f1", by="backbone", split="test")),
+        "index.html": render_page(
+            boards,
+            runs=runs,
+            shared=shared.values,
+            rejected=[(one.file, one.reason) for one in rejected],
+        ),
+    }
+    return Publication(files=files, runs=len(runs), boards=boards["f1"], rejected=rejected)
+
+
+def write_publication(publication: Publication, folder: Path) -> list[str]:
+    """Write the files that are missing or differ, and return their names.
+
+    Raises:
+        StorageError: The folder cannot be written.
+    """
+    names = stale_files(publication, folder)
+    for name in names:
+        write_atomically(folder / name, publication.files[name])
+    return names
+
+
+def stale_files(publication: Publication, folder: Path) -> list[str]:
+    """Return the names of the published files that are missing or not what the bundles give."""
+    return [name for name, text in publication.files.items() if _content(folder / name) != text.encode()]
+
+
+def _content(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None
+
+
+def _read(records: Path) -> tuple[dict[str, _Verified], list[Rejected]]:
+    """Read and verify bundles: by digest, in order of it."""
+    verified: dict[str, _Verified] = {}
+    rejected: list[Rejected] = []
+    for path in bundle_files(records):
+        file = path.relative_to(records).as_posix()
+        try:
+            bundle = read_bundle(path)
+        except StorageError as error:
+            rejected.append(Rejected(file=file, reason=error.what + (f" ({error.why})" if error.why else "")))
+            continue
+        verdict = verify(bundle)
+        if verdict.problems:
+            rejected.append(Rejected(file=file, reason="; ".join(verdict.problems)))
+            continue
+        entries = bundle_entries(bundle, verdict.tier)
+        one = _Verified(bundle=bundle, file=file, tier=verdict.tier, entries=entries)
+        verified.setdefault(entries[0].source, one)
+    return dict(sorted(verified.items())), rejected
+
+
+def _format_document(boards: Sequence[Leaderboard], rejected: Sequence[Rejected]) -> str:
+    """Write the Markdown file: a section for each table, then what was left out."""
+    parts = [_BEFORE_TABLES]
+    for board in boards:
+        classes = ", ".join(escape_markdown(name) for name in board.classes)
+        floor = f"The majority class is {escape_markdown(board.floor.label)}. " if board.floor else ""
+        parts.append(
+            f"## {escape_markdown(board.dataset)}\n\n{format_markdown([board])}\n{floor}Classes: {classes}.\n"
+        )
+    if rejected:
+        lines = "".join(
+            f"* {escape_markdown(one.file)}: {escape_markdown(one.reason)}\n" for one in rejected
+        )
+        parts.append(f"## Left out\n\nThese bundles could not be ranked.\n\n{lines}")
+    return "\n".join(parts)
