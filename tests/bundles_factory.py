@@ -96,22 +96,24 @@ def _training(
 ) -> tuple[dict[str, Any], dict[str, PackedAnswers]]:
     """Draw what one training answers: right as often as `quality`, and a little too sure of itself."""
     scores, answers = {}, {}
-    neighbour = 1 + rng.integers(0, 2, len(names))
+    neighbour = 1 + rng.integers(0, max(len(names) - 1, 1), len(names)) % 2
     for split, part in samples.items():
         labels = np.array(part.labels)
-        # Some classes are harder than others, and are taken for their neighbours.
-        hardness = np.linspace(-1, 1, len(names))[labels]
-        right = rng.random(len(labels)) < np.clip(quality - 0.15 * hardness * (1 - quality) / 0.2, 0.02, 1)
+        # Some classes are harder than others and are taken for their neighbours; all are a little too sure.
+        hardness = np.linspace(-1, 1, len(names))[labels] * min(0.1, 1 - quality)
+        sure = np.clip(quality - hardness + rng.normal(0.05, 0.12, len(labels)), 0.51, 0.995)
+        right = rng.random(len(labels)) < sure * quality / max(sure.mean(), quality)
         wrong = np.where(
             rng.random(len(labels)) < 0.6,
             (labels + neighbour[labels]) % len(names),
-            rng.integers(0, len(names), len(labels)),
+            (labels + rng.integers(1, len(names), len(labels))) % len(names),
         )
         chosen = np.where(right, labels, wrong)
-        logits = rng.normal(0, 1, (len(labels), len(names)))
-        logits[np.arange(len(labels)), chosen] = logits.max(axis=1) + rng.gamma(3, 1, len(labels)) + 0.01
-        exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
-        probabilities = (exponents / exponents.sum(axis=1, keepdims=True)).astype(np.float32)
+        probabilities = rng.exponential(1, (len(labels), len(names)))
+        probabilities[np.arange(len(labels)), chosen] = 0
+        probabilities *= ((1 - sure) / probabilities.sum(axis=1))[:, None]
+        probabilities[np.arange(len(labels)), chosen] = sure
+        probabilities = probabilities.astype(np.float32)
         predictions = Predictions(
             probabilities=probabilities,
             labels=labels,

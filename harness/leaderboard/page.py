@@ -61,10 +61,6 @@ class Scale:
         share = (value - self.low) / (self.high - self.low)
         return MARGIN + share * (WIDTH - 2 * MARGIN)
 
-    def ends(self) -> str:
-        """Say the range in percent."""
-        return f"{100 * self.low:.0f} – {100 * self.high:.0f} %"  # noqa: RUF001
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
@@ -264,6 +260,6 @@ def _plural(count: int, noun: str) -> str:
 
 
 def _mark(scale: Scale, value: float, interval: tuple[float, float]) -> Markup:
-    """Draw an interval and the score in it: path and point of an SVG that is `WIDTH` wide."""
+    """Draw an interval as a band and the score as a line in it, in an SVG that is `WIDTH` wide."""
     low, at, high = (f"{scale.place(x):.1f}".removesuffix(".0") for x in (interval[0], value, interval[1]))
-    return Markup('<path d="M{} 8H{}"/><circle cx="{}" cy="8" r="3.5"/>').format(low, high, at)
+    return Markup('<path d="M{} 9H{}"/><path d="M{} 9h2"/>').format(low, high, at)

@@ -42,7 +42,11 @@ function terms(pairs, kind = "mini") {
 }
 
 function configTerms(config) {
-  return Object.entries(config).filter(([name]) => name !== "seed").map(([name, value]) => [CONFIG_NAMES[name] ?? name.replaceAll("_", " "), value]);
+  return Object.entries(config).filter(([name]) => name !== "seed").map(([name, value]) => [CONFIG_NAMES[name] ?? name.replaceAll("_", " "), plainNumber(value)]);
+}
+
+function plainNumber(value) {
+  return typeof value === "number" && value && Math.abs(value) < 1e-3 ? value.toExponential(2) : value;
 }
 
 function large(number) {
@@ -62,12 +66,13 @@ function costTerms(run) {
   });
 }
 
-function table(caption, heads, rows) {
+// The first `texts` columns are text, the others numbers.
+function table(caption, heads, rows, texts = 1) {
   return make("div", { class: "scroll", role: "region", "aria-label": caption, tabindex: "0" }, make("table", {},
     make("caption", {}, caption),
-    make("thead", {}, make("tr", {}, heads.map((head, at) => make("th", { scope: "col", class: at ? "n" : "" }, head)))),
+    make("thead", {}, make("tr", {}, heads.map((head, at) => make("th", { scope: "col", class: at < texts ? "" : "n" }, head)))),
     make("tbody", {}, rows.map((cells) => make("tr", {}, cells.map((cell, at) =>
-      at ? make("td", { class: "n" }, cell) : make("th", { scope: "row" }, make("bdi", {}, cell))))))));
+      at ? make("td", { class: at < texts ? "" : "n" }, cell) : make("th", { scope: "row" }, make("bdi", {}, cell))))))));
 }
 
 function scores(run, board) {
@@ -77,12 +82,12 @@ function scores(run, board) {
     return values.length ? values.reduce((sum, value) => sum + value, 0) / values.length : null;
   };
   const line = (name, [f1Val, accVal, f1Test, accTest]) => [name, show(f1Val), show(f1Test),
-    f1Val === null || f1Test === null ? "–" : ((f1Val - f1Test) / 100).toFixed(2), show(accVal), show(accTest)];
+    f1Val === null || f1Test === null ? "–" : ((f1Val - f1Test) / 100).toFixed(2).replace("-", "−"), show(accVal), show(accTest)];
   const rows = run.seeds.map(([seed, ...rest]) => line(`seed ${seed}`, rest));
   if (run.seeds.length > 1) rows.push(line("mean", [1, 2, 3, 4].map(mean)));
   const interval = (metric) => `${LABELS[metric]} ${run[metric].map((value) => percent(value / 100)).join(" [").replace(/ \[([^ ]+)$/, ", $1]")}`;
-  return section("Scores", "wide", make("p", {}, `${interval("f1")} and ${interval("accuracy")} on ${board.split}, percent.`),
-    table("Scores of each seed, percent", ["Seed", "F1 val", "F1 test", "Gap", "Accuracy val", "Accuracy test"], rows));
+  return section("Scores", "wide", make("p", {}, `${interval("f1")} and ${interval("accuracy")} on ${board.split}, in percent with 95 % intervals.`),
+    table("By seed, in percent; the gap is validation less test", ["Seed", "F1 val", "F1 test", "Gap", "Accuracy val", "Accuracy test"], rows));
 }
 
 function frame(width, height, label, ...content) {
@@ -143,18 +148,17 @@ function confusion(run, board) {
     matrix = picture(cells, classes.length, (row) => support[row], classes);
     pairs = cells.map(([place, count]) => [Math.floor(place / classes.length), place % classes.length, count]).filter(([a, b]) => a !== b);
   } else {
-    const size = Math.sqrt(found.rest.length ? 1024 : 0);
-    const cells = cellsOf(found.coarse), sums = new Array(size).fill(0);
+    const size = 32, cells = cellsOf(found.coarse), sums = new Array(size).fill(0);
     cells.forEach(([place, count]) => { sums[Math.floor(place / size)] += count; });
     matrix = picture(cells, size, (row) => sums[row], null);
     const numbers = unpack(found.largest);
     for (let at = 0; at < numbers.length; at += 3) pairs.push(numbers.slice(at, at + 3));
   }
   pairs = pairs.sort((a, b) => b[2] - a[2]).slice(0, 40);
-  const images = run.seeds.length > 1 ? "images, all seeds" : "images";
+  const images = run.seeds.length > 1 ? "Images, all seeds" : "Images";
   const list = pairs.length
-    ? table("Largest confusions on test", ["True class", "answered", images, "of the class"], pairs.map(([a, b, count]) =>
-      [classes[a] ?? String(a), make("bdi", {}, classes[b] ?? String(b)), String(count), `${percent((100 * count) / Math.max(support[a], 1))} %`]))
+    ? table("Largest confusions on test", ["True class", "Answered", images, "Share"], pairs.map(([a, b, count]) =>
+      [classes[a] ?? String(a), make("bdi", {}, classes[b] ?? String(b)), String(count), `${percent((100 * count) / Math.max(support[a], 1))} %`]), 2)
     : make("p", {}, "Not one wrong answer.");
   list.classList.add("tall");
   const note = found.cells === undefined ? `${classes.length} classes in 32 groups of neighbours by name. ${found.rest[0]} wrong answers beyond those listed.` : "Rows are true classes, columns what was answered; each row adds up to 100 %.";
@@ -185,7 +189,7 @@ function classScores(run, board) {
     const bar = make("i");
     bar.style.width = `${value / 10}%`;
     return [board.classes[at] ?? String(at), make("span", { class: "meter", "aria-hidden": "true" }, bar), percent(value / 10), String(support[at])];
-  }));
+  }), 2);
   list.classList.add("tall");
   return section("F1 by class", "", list);
 }
@@ -193,10 +197,10 @@ function classScores(run, board) {
 function calibration(run) {
   if (!run.calibration) return section("Calibration", "", make("p", {}, "No predictions came with this run."));
   const numbers = unpack(run.calibration[1]), bins = numbers.length / 3;
-  const side = 300, left = 34, bottom = 30, top = 8, size = side - left - 8;
+  const width = 440, left = 40, bottom = 34, top = 22, size = 250;
   const x = (share) => left + share * size, y = (share) => top + (1 - share) * size;
   const error = percent(run.calibration[0] / 100);
-  const svg = frame(side, size + top + bottom, `Reliability diagram; expected calibration error ${error} %`);
+  const svg = frame(width, size + top + bottom, `Reliability diagram; expected calibration error ${error} %`);
   for (const share of [0, 0.5, 1]) {
     svg.append(draw("line", { class: "grid", x1: x(0), x2: x(1), y1: y(share), y2: y(share) }),
       draw("text", { x: left - 5, y: y(share) + 4, "text-anchor": "end" }, String(100 * share)),
@@ -211,15 +215,15 @@ function calibration(run) {
       draw("title", {}, `confidence ${percent(100 * mean)} %, right ${percent(100 * right)} %, ${count} answers`)),
     draw("rect", { class: "gap", x: x(bin / bins) + 1, width: size / bins - 2, y: y(Math.max(mean, right)), height: Math.abs(y(right) - y(mean)) }));
   }
-  svg.append(draw("line", { class: "ideal", x1: x(0), y1: y(0), x2: x(1), y2: y(1) }), draw("text", { x: x(1), y: y(0) + 27, "text-anchor": "end" }, "confidence, %"),
-    draw("text", { class: "strong", x: x(0.05), y: y(0.93) }, "right, %"));
+  svg.append(draw("line", { class: "ideal", x1: x(0), y1: y(0), x2: x(1), y2: y(1) }), draw("text", { x: x(1), y: y(0) + 29, "text-anchor": "end" }, "confidence, %"),
+    draw("text", { x: 0, y: 12 }, "right answers, %"));
   return section("Calibration", "", svg, make("p", { class: "sub" }, `Expected calibration error ${error} %, over ${bins} bins of the answered class's probability. Orange is the gap between confidence and truth; faint bars hold few answers.`));
 }
 
 function mistakes(run, board) {
   if (!run.mistakes.length) return null;
   const rows = run.mistakes.map(([image, truth, answer, sure]) => [data.shared[image], make("bdi", {}, board.classes[truth] ?? String(truth)), make("bdi", {}, board.classes[answer] ?? String(answer)), `${percent(sure / 10)} %`]);
-  return section("Surest mistakes", "wide", table("Wrong answers with the highest probability on test", ["Image", "True class", "answered", "with"], rows));
+  return section("Surest mistakes", "wide", table("Wrong answers with the highest probability on test", ["Image", "True class", "Answered", "Probability"], rows, 3));
 }
 
 function provenance(run, board) {

@@ -93,8 +93,8 @@ function drawPlot(figure, metric) {
     figure.append(make("p", {}, "No run says how long it trained."));
     return;
   }
-  const width = Math.max(figure.clientWidth, 280), height = 250;
-  const left = 40, right = 14, top = 12, bottom = 34;
+  const width = Math.max(figure.clientWidth, 280), height = 270;
+  const left = 40, right = 14, top = 24, bottom = 34;
   const logs = points.map((point) => Math.log10(point.seconds)), scores = points.map((point) => point.score);
   const pad = (low, high, share, least) => [low - Math.max((high - low) * share, least), high + Math.max((high - low) * share, least)];
   const [t0, t1] = pad(Math.min(...logs), Math.max(...logs), 0.05, 0.08);
@@ -115,7 +115,7 @@ function drawPlot(figure, metric) {
       draw("text", { x: x(time), y: height - bottom + 16, "text-anchor": "middle" }, timeText(time)));
   }
   svg.append(draw("text", { x: width - right, y: height - 3, "text-anchor": "end" }, "training time, log scale"),
-    draw("text", { x: 0, y: 8 }, `${LABELS[metric]}, %`));
+    draw("text", { x: 0, y: 12 }, `${LABELS[metric]}, %`));
   const devices = [...new Set(points.map((point) => point.device))].sort();
   const best = new Set();
   const labels = [];
