@@ -8,9 +8,9 @@ import json
 import os
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from harness.errors import StorageError
 
@@ -76,7 +76,7 @@ def read_document(path: Path, schema: str, what: str) -> dict[str, Any]:
         body: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         stored = body.pop("sha256")
         found = body["schema"]
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is damaged"
         raise StorageError(
             f"{what} cannot be read", where=str(path), why=str(why), fixes=["restore it from a copy"]
@@ -89,8 +89,10 @@ def read_document(path: Path, schema: str, what: str) -> dict[str, Any]:
         )
     try:
         is_own = digest(body) == stored
-    except ValueError:  # NaN is no JSON
-        is_own = False
+    except ValueError as error:
+        raise StorageError(
+            f"{what} holds what is no JSON: NaN, infinity, or half of a character", where=str(path)
+        ) from error
     if not is_own:
         raise StorageError(
             f"{what} does not match its own SHA-256: it was damaged or edited", where=str(path)
@@ -111,6 +113,53 @@ def parse_document(cls: type[T], path: Path, schema: str, what: str) -> T:
         raise StorageError(
             f"{what} has not the form of its schema", where=str(path), why=repr(error)
         ) from error
+
+
+def find_misfit(hint: Any, value: object, name: str = "") -> str:
+    """Return the dotted name of the first part of a value that is not of its type; empty if each is.
+
+    `from_json` looks at the structure only: records of one's own are read often, and their hash stands for
+    the rest. What strangers wrote is looked at here.
+
+    Args:
+        hint: The type, such as a record's dataclass.
+        value: What should be of it.
+        name: Of the value, for the answer.
+    """
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    parts: Iterator[tuple[Any, object, str]]
+    if hint is typing.Any:
+        return ""
+    if origin is Literal:
+        return "" if value in args and isinstance(value, str) else name
+    if origin in (typing.Union, types.UnionType):
+        misfits = [find_misfit(part, value, name) for part in args]
+        return "" if "" in misfits else misfits[0]
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        if not isinstance(value, hint):
+            return name
+        hints = typing.get_type_hints(hint)
+        parts = ((hints[key], getattr(value, key), f"{name}.{key}".strip(".")) for key in hints)
+    elif origin is tuple:
+        if not isinstance(value, tuple):
+            return name
+        if args[-1] is Ellipsis:
+            if args[0] in (int, str):
+                return "" if all(type(item) is args[0] for item in value) else name
+            parts = ((args[0], item, f"{name}.{index}") for index, item in enumerate(value))
+        else:
+            if len(value) != len(args):
+                return name
+            parts = ((part, item, name) for part, item in zip(args, value, strict=True))
+    elif origin is not None:
+        if not isinstance(value, dict):
+            return name
+        parts = ((args[1], item, f"{name}.{key}") for key, item in value.items())
+    elif hint is float:
+        return "" if type(value) in (int, float) else name
+    else:
+        return "" if type(value) is hint else name
+    return next(filter(None, (find_misfit(part, item, key) for part, item, key in parts)), "")
 
 
 def file_sha256(path: Path) -> str:

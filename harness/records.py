@@ -80,6 +80,8 @@ class Provider:
     plugin: str
     distribution: str
     version: str
+    sha256: str = ""
+    """Of the plugin's code; filled in when a record is written."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -276,6 +278,8 @@ class TrialRecord:
     model: str
     """SHA-256 of the trained weights; empty where they were not kept."""
     environment: Mapping[str, str]
+    packages: Mapping[str, str]
+    """SHA-256 of each package that the result may depend on; their versions are part of the environment."""
     search: SearchRecord | None = None
     """None for a final training, which is no trial of the search."""
     schema: str = field(default=SCHEMA)

@@ -21,6 +21,7 @@ from harness.catalog import plural
 from harness.discovery import GROUP, NAMED, Candidate, from_module, installed
 from harness.errors import PluginError, UnknownNameError
 from harness.isolation import describe_error, kept_random_state, registering
+from harness.provenance import plugin_sha256
 from harness.records import Provider
 from harness.specs import (
     AugmentationSpec,
@@ -89,6 +90,15 @@ class Registry:
         if found[name].status != "ok":
             raise PluginError(f"plugin {name!r} is {found[name].status}", why=found[name].reason)
         return self._manager.get_plugin(name)
+
+    def provider(self, kind: str, name: str) -> Provider:
+        """Return where a component came from, with the hash of its plugin's code.
+
+        Raises:
+            UnknownNameError: There is no such component.
+        """
+        found: Provider = self.catalog(kind).get(name).provider
+        return replace(found, sha256=plugin_sha256(self._manager.get_plugin(found.plugin)))
 
     def notify(self, hook: str, **values: object) -> None:
         """Call an observer hook; a failing observer is reported once and stops nothing."""

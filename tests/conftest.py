@@ -48,6 +48,31 @@ def tiny():
     return make
 
 
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory):
+    """The folder of a finished study on the test plugin with two seeds of one finalist; not to be changed."""
+    from harness import load_registry, run_study
+    from harness.config import parse_study
+
+    folder = tmp_path_factory.mktemp("tiny_run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HARNESS_HOME", str(folder / "home"))
+        result = run_study(
+            parse_study(
+                {
+                    **TINY,
+                    "trials": 1,
+                    "space": {"backbone": "tiny-net", "freeze_depth": 0.5, "augmentation": "none"},
+                    "finalize": {"top": 1, "seeds": 2},
+                    "name": "tiny",
+                }
+            ),
+            registry=load_registry(["tiny_plugin", "no:terminal"]),
+            runs=folder / "runs",
+        )
+    return result.folder
+
+
 @pytest.fixture
 def harness_cli(capsys):
     """Return a function that runs a command line in this process and returns (code, stdout, stderr)."""

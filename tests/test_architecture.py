@@ -23,8 +23,10 @@ DESCRIBING = {
     "harness.metrics",
     "harness.paths",
     "harness.predictions",
+    "harness.provenance",
     "harness.records",
     "harness.registry",
+    "harness.samples",
     "harness.specs",
     "harness.text",
 }
@@ -40,6 +42,7 @@ READABLE = {
     "harness.paths",
     "harness.predictions",
     "harness.records",
+    "harness.samples",
     "harness.text",
 }
 

@@ -130,3 +130,46 @@ def _write(text: str) -> None:
 def _say(*lines: str) -> None:
     for line in lines:
         click.echo(safe_text(line), err=True)
+
+
+@command.command()
+@click.argument("run")
+@click.option(
+    "--to",
+    type=click.Path(path_type=Path, file_okay=False),
+    default="leaderboard/records",
+    show_default=True,
+    help="Folder of bundles.",
+)
+@click.option("--runs", type=click.Path(path_type=Path), metavar="DIR", help="Folder of the studies.")
+def submit(run: str, to: Path, runs: Path | None) -> None:
+    """Write the evidence of RUN into a folder of bundles: STUDY, STUDY/NUMBER, a bundle, or a rerun.json.
+
+    The same run gives the same file. Reruns of it go into `reruns` beside the folder.
+    """
+    from harness.leaderboard.submit import submit as write
+
+    done = write(run, to, runs or paths.runs())
+    for submission in done:
+        _write("".join(f"{path}\n" for path in (submission.bundle, *submission.reruns)))
+    _say(
+        "these files hold the names, classes and hashes of the images of val and test, and no image",
+        f"  check them   harness leaderboard verify {to}",
+    )
+
+
+@command.command()
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--data", metavar="NAME|DIR", help="Take labels and hashes from these images on this machine.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+def verify(ctx: click.Context, files: tuple[Path, ...], data: str | None, as_json: bool) -> None:
+    """Recompute what bundles state, from FILES or folders of them; exit code 5 where one is rejected.
+
+    With --data the labels are those of the images on this machine, and each image's hash is compared.
+    """
+    from harness.cli.verdicts import check_files, print_verdicts
+
+    verdicts = check_files(files, data, ctx.find_root().obj)
+    print_verdicts(verdicts, as_json)
+    ctx.exit(5 if any(verdict.problems for _, verdict in verdicts) else 0)

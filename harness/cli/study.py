@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from harness import paths
+from harness.cli.rerun import rerun
 from harness.cli.settings import study_values
 from harness.errors import StorageError, UnknownNameError
 from harness.text import safe_text
@@ -30,6 +31,9 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.group()
 def command() -> None:
     """Run, resume and inspect studies."""
+
+
+command.add_command(rerun)
 
 
 @command.command()
@@ -117,6 +121,42 @@ def run(ctx: click.Context, /, file: Path | None, runs: Path | None, **flags: An
         click.echo(json.dumps(_summary(result), indent=2))
     else:
         _report(result, config)
+    ctx.exit(result.exit_code)
+
+
+@command.command()
+@click.argument("study")
+@click.option("--finalists", type=int, help="Trials to train again; default: as the study says.")
+@click.option("--seeds", type=int, help="Fresh seeds for each finalist; default: as the study says.")
+@_JSON
+@_RUNS
+@click.pass_context
+def finalize(
+    ctx: click.Context,
+    study: str,
+    finalists: int | None,
+    seeds: int | None,
+    runs: Path | None,
+    as_json: bool,
+) -> None:
+    """Train the finalists of a study that has ended, and score each once on the test split.
+
+    A study does this itself at its end; this is for one that ended without it, or needs more finalists or
+    seeds. What has been tested already is not tested again.
+    """
+    from harness.registry import load_registry
+    from harness.search.study import finalize_study
+
+    plugins: tuple[str, ...] = ctx.find_root().obj
+    registry = load_registry((*plugins, "no:terminal") if as_json else plugins)
+    folder = find_study(study, runs).folder
+    result = finalize_study(folder, finalists=finalists, seeds=seeds, registry=registry)
+    if as_json:
+        click.echo(json.dumps(_summary(result), indent=2))
+    else:
+        from harness.leaderboard.render import print_boards
+
+        print_boards(result.leaderboard())
     ctx.exit(result.exit_code)
 
 

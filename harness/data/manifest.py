@@ -19,6 +19,7 @@ from harness.documents import digest
 from harness.errors import DataError, UnknownNameError
 from harness.records import DatasetRecord, Protocol
 from harness.registry import Registry
+from harness.samples import SampleList, Samples, classes_digest, protocol_digest, split_digest
 from harness.specs import DatasetSpec, Sample, Split
 
 SELECTION = "last-epoch/1"
@@ -79,27 +80,34 @@ class Manifest:
             split=self.split_rule,
         )
 
+    def samples(self, split: str) -> Samples:
+        """Return what is stored of the images of one split."""
+        items = self.of(split)
+        return Samples(
+            ids=tuple(item.id for item in items),
+            labels=tuple(item.label for item in items),
+            sha256=tuple(item.sha256 for item in items),
+        )
+
+    def sample_list(self) -> SampleList:
+        """Return what is stored of all images."""
+        return SampleList(
+            dataset=self.dataset,
+            classes=self.classes,
+            splits={split: self.samples(split) for split in SPLITS},
+        )
+
     def protocol(self) -> Protocol:
         """Return the fingerprint that decides which rows may share a table."""
-        splits: dict[str, str] = {
-            split: digest(sorted([self.classes[item.label], item.id, item.sha256] for item in self.of(split)))
-            for split in SPLITS
-        }
-        parts = {
-            "splits": splits,
-            "classes": digest(list(self.classes)),
-            "decode": DECODE,
-            "metric": metrics.DEFINITION,
-            "selection": SELECTION,
-        }
-        return Protocol(
-            digest=digest(parts),
-            splits=splits,
-            classes=digest(list(self.classes)),
+        unnamed = Protocol(
+            digest="",
+            splits={split: split_digest(self.classes, self.samples(split)) for split in SPLITS},
+            classes=classes_digest(self.classes),
             decode=DECODE,
             metric=metrics.DEFINITION,
             selection=SELECTION,
         )
+        return replace(unnamed, digest=protocol_digest(unnamed))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

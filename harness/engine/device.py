@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import platform
 import sys
+from functools import cache
+from pathlib import Path
 
 import torch
 
@@ -43,11 +45,24 @@ def environment_facts(device: torch.device, precision: str) -> dict[str, str]:
         "device": name,
         "precision": "bf16" if is_bf16(precision, device) else "fp32",
         "threads": str(torch.get_num_threads()),
+        "processor": _processor(),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "cuda": str(torch.version.cuda) if device.type == "cuda" else "",
         "cudnn": str(torch.backends.cudnn.version()) if device.type == "cuda" else "",
     }
+
+
+@cache
+def _processor() -> str:
+    """Return the model of the CPU and the instructions that torch chose its kernels for."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:  # only Linux has such a file
+        lines = []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    model = models[0] if models else platform.processor()
+    return f"{model} {torch.backends.cpu.get_cpu_capability()}".strip()
 
 
 def peak_memory(device: torch.device) -> int:

@@ -14,33 +14,28 @@ import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from harness.documents import digest, parse_document, write_document
+from harness.documents import canonical, digest, find_misfit, parse_document, write_document
 from harness.errors import StorageError
 from harness.predictions import Predictions
 from harness.records import TrialRecord
+from harness.samples import Samples
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 SCHEMA = "harness.bundle/1"
 TOP = 5
 """Classes of each answer that are kept, the best first."""
-_LARGEST = 2**30
+_LARGEST = 2**28
 """Bytes that a packed array may unfold to."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Samples:
-    """The images of one split, sorted by id."""
-
-    ids: tuple[str, ...]
-    """Path in the data set's folder."""
-    labels: tuple[int, ...]
-    """Index into the classes of the data set."""
-    sha256: tuple[str, ...]
-    """Of the content."""
+_LARGEST_FILE = 2**28
+"""Bytes of a document that is read at all."""
+T = TypeVar("T", bound="DataclassInstance")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +93,11 @@ class Bundle:
 
 
 def write_bundle(folder: Path, bundle: Bundle) -> Path:
-    """Store a bundle under the name that its content gives it, and return its file."""
+    """Store a bundle under the name that its content gives it, and return its file.
+
+    So folders of bundles merge by copying, in any order and any number of times: what is the same has the
+    same name and content, and what is not never meets.
+    """
     name = bundle.records[0].dataset.name
     plain = "".join(sign if sign.isascii() and (sign.isalnum() or sign in "._-") else "-" for sign in name)
     path = folder / (plain.strip("-._")[:60] or "dataset") / f"{bundle.digest[:16]}.json"
@@ -107,13 +106,17 @@ def write_bundle(folder: Path, bundle: Bundle) -> Path:
 
 
 def read_bundle(path: Path) -> Bundle:
-    """Read a bundle and check its hash and form.
+    """Read a bundle and check its hash and form, whoever wrote it.
 
     Raises:
-        StorageError: The file is missing, truncated, edited, of another schema, or of another form.
+        StorageError: The file is missing, too large, truncated, edited, of another schema, of another form,
+            or without answers.
     """
-    bundle = parse_document(Bundle, path, SCHEMA, "a bundle")
-    if not bundle.records or len(bundle.answers) != len(bundle.records):
+    bundle = read_foreign(Bundle, path, SCHEMA, "a bundle")
+    if not bundle.records or not bundle.answers:
+        what = "records" if not bundle.records else "predictions"
+        raise StorageError(f"a bundle without {what}", where=str(path))
+    if len(bundle.answers) != len(bundle.records):
         raise StorageError(
             "a bundle has not the form of its schema",
             where=str(path),
@@ -122,9 +125,32 @@ def read_bundle(path: Path) -> Bundle:
     return bundle
 
 
+def read_foreign(cls: type[T], path: Path, schema: str, what: str) -> T:
+    """Read a document that a stranger may have written.
+
+    Raises:
+        StorageError: As `parse_document`; or it is larger than any, or one of its values is of another type.
+    """
+    # A missing file is for the reader to name.
+    if path.is_file() and path.stat().st_size > _LARGEST_FILE:
+        size = f"{path.stat().st_size / 2**20:.0f} MiB"
+        raise StorageError(f"{what} is too large to be one", where=str(path), why=size)
+    document = parse_document(cls, path, schema, what)
+    misfit = find_misfit(cls, document)
+    if misfit:
+        raise StorageError(
+            f"{what} has not the form of its schema", where=str(path), why=f"{misfit} is of another type"
+        )
+    # A name that is there twice is one thing to us, and may be another to the next reader.
+    body = dataclasses.asdict(document)
+    if path.read_text(encoding="utf-8") != canonical({**body, "sha256": digest(body)}) + "\n":
+        raise StorageError(f"{what} is not written in the canonical form", where=str(path))
+    return document
+
+
 def bundle_files(folder: Path) -> Iterator[Path]:
     """Yield the files of all bundles below a folder, by name."""
-    yield from sorted(folder.glob("*/*.json"))
+    yield from sorted(path for path in folder.glob("*/*.json") if not path.name.startswith("."))
 
 
 def _pack(values: npt.NDArray[Any]) -> str:

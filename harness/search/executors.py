@@ -13,6 +13,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Protocol
 
+from harness import paths
+from harness.config import RunConfig
+from harness.data.manifest import Manifest
 from harness.engine.job import EngineSettings, ProbeJob, TrialJob, TrialOutcome, report_as
 from harness.errors import HarnessError
 from harness.records import EpochRecord, ProbeRecord
@@ -214,6 +217,32 @@ class ProcessExecutor:
             )
         self._connection = ours
         self._is_up = self._is_configured = False
+
+
+def build_executor(run: RunConfig, registry: Registry, manifest: Manifest, *, log: Path) -> Executor:
+    """Return what runs the trainings of a study; it is never given the test split, only some of its jobs are.
+
+    Args:
+        run: Device, threads, and whether trainings run in a process of their own.
+        registry: The plugins; a process loads the same.
+        manifest: The data set.
+        log: File for the output of a process.
+
+    Raises:
+        UsageError: The device is not there.
+    """
+    settings = EngineSettings(
+        plugins=registry.arguments,
+        manifest=manifest.without("test"),
+        device=run.device,
+        threads=run.threads,
+        home=paths.home(),
+        cache=None if run.cache_gb is None else int(run.cache_gb * 1e9),
+    )
+    # The pipe to a worker is a file descriptor it inherits, which Windows does not have.
+    if run.executor == "inline" or os.name != "posix":
+        return InlineExecutor(settings, registry)
+    return ProcessExecutor(settings, log=log, stall=run.stall)
 
 
 def _exit_name(code: int) -> str:

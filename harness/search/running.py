@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
-from harness import paths
 from harness.config import StudyConfig
 from harness.data.manifest import Manifest
-from harness.engine.job import EngineSettings, ProbeJob, TrialJob, TrialOutcome
+from harness.engine.job import ProbeJob, TrialJob, TrialOutcome
 from harness.engine.weights import ResolvedWeights
 from harness.errors import Interrupted, NoTrialSucceeded
+from harness.provenance import package_digests, package_versions
 from harness.records import (
     EpochRecord,
     Kind,
@@ -30,10 +28,11 @@ from harness.records import (
     write_record,
 )
 from harness.registry import Registry
+from harness.samples import write_samples
 from harness.search.budget import Budget
 from harness.search.card import write_card
 from harness.search.cost import CostModel
-from harness.search.executors import Executor, InlineExecutor, ProcessExecutor
+from harness.search.executors import build_executor
 from harness.search.folder import StudyFolder
 from harness.search.proposals import Proposals, report_again
 from harness.search.result import StudyResult, choose_finalists, rank_trials
@@ -44,8 +43,6 @@ from harness.search.space import COMPONENTS, Value
 
 if TYPE_CHECKING:
     import optuna
-
-_PACKAGES = ("transfer-harness", "torch", "torchvision", "timm", "optuna", "numpy", "pillow")
 
 
 class RunningStudy:
@@ -68,25 +65,30 @@ class RunningStudy:
         self._space = folder.space
         self._dataset = manifest.dataset_record()
         self._protocol = manifest.protocol()
-        self._versions = _versions()
+        self._versions = package_versions()
         self._stop = stop
         self._budget = Budget(config.budget, config.finalize)
 
-    def run(self) -> StudyResult:
+    def run(self, *, search: bool = True) -> StudyResult:
         """Run to the end, or until a signal.
+
+        Args:
+            search: Run the trials that are missing; without it only the finalising step.
 
         Raises:
             NoTrialSucceeded: It came to its end without one complete trial.
             StorageError: The study's files or its database fail.
         """
         with self._folder.database_errors(), self._stop.polled():
-            self._executor = self._build_executor()
+            self._executor = build_executor(
+                self._config.run, self._registry, self._manifest, log=self._folder.path / "worker.log"
+            )
             try:
-                return self._run()
+                return self._run(search=search)
             finally:
                 self._executor.close()
 
-    def _run(self) -> StudyResult:
+    def _run(self, *, search: bool) -> StudyResult:
         points = self._grid()
         wanted = self._config.trials
         if points is not None:
@@ -106,7 +108,8 @@ class RunningStudy:
             "harness_study_started", study=self._view, records=tuple(self._folder.records())
         )
         try:
-            self._search(wanted, points)
+            if search:
+                self._search(wanted, points)
             self._finalize()
         except Interrupted:
             # Noted by the signal; what has ended is on disk.
@@ -247,7 +250,11 @@ class RunningStudy:
         records = self._folder.records()
         costs = CostModel([record for record in records if record.kind == "search"])
         tested = [r.config for r in records if r.kind == "final" and r.state == "complete"]
-        for finalist in choose_finalists(records, self._config.finalize.top):
+        finalists = choose_finalists(records, self._config.finalize.top)
+        if finalists:
+            # Not before: until here nothing in the study's folder says which image is of which class.
+            write_samples(self._folder.path, self._manifest.sample_list())
+        for finalist in finalists:
             for seed in range(1, self._config.finalize.seeds + 1):
                 config = replace(finalist.config, seed=self._config.seed + seed)
                 # The best of all is tested, whatever it takes.
@@ -368,35 +375,11 @@ class RunningStudy:
             predictions=outcome.predictions,
             model=outcome.model,
             environment={**self._versions, **outcome.environment},
+            packages=package_digests(),
             search=search,
         )
 
     def _providers(self, config: TrialConfig) -> dict[str, Provider]:
         return {
-            kind: self._registry.catalog(kind).get(getattr(config, field)).provider
-            for field, kind in COMPONENTS.items()
+            kind: self._registry.provider(kind, getattr(config, field)) for field, kind in COMPONENTS.items()
         }
-
-    def _build_executor(self) -> Executor:
-        settings = EngineSettings(
-            plugins=self._registry.arguments,
-            manifest=self._manifest.without("test"),
-            device=self._config.run.device,
-            threads=self._config.run.threads,
-            home=paths.home(),
-            cache=None if self._config.run.cache_gb is None else int(self._config.run.cache_gb * 1e9),
-        )
-        # The pipe to a worker is a file descriptor it inherits, which Windows does not have.
-        if self._config.run.executor == "inline" or os.name != "posix":
-            return InlineExecutor(settings, self._registry)
-        return ProcessExecutor(settings, log=self._folder.path / "worker.log", stall=self._config.run.stall)
-
-
-def _versions() -> dict[str, str]:
-    found: dict[str, str] = {}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found

@@ -82,6 +82,65 @@ def run_study(
             return RunningStudy(config, registry, manifest, folder, weights, stop).run()
 
 
+def finalize_study(
+    path: Path,
+    *,
+    finalists: int | None = None,
+    seeds: int | None = None,
+    registry: Registry | None = None,
+) -> StudyResult:
+    """Do the finalising step of a study that has ended: train finalists with fresh seeds and test each once.
+
+    What has been tested already is not tested again.
+
+    Args:
+        path: The study's folder.
+        finalists: How many trials to train again; default: as the study says.
+        seeds: Fresh seeds for each; default: as the study says.
+        registry: The plugins; default: all that are installed.
+
+    Raises:
+        UsageError: There would be no finalist, or the data set or the weights are not the study's any more.
+        DataError, WeightsError: Data or weights are missing.
+        NoTrialSucceeded: The study has no complete trial.
+        StorageError: The study's folder cannot be used.
+    """
+    registry = registry or load_registry()
+    folder = StudyFolder.open(path)
+    stored = StudyConfig.model_validate(folder.document["config"])
+    numbers = {"top": finalists, "seeds": seeds}
+    given = {name: number for name, number in numbers.items() if number is not None}
+    # What was searched within a budget is tested whatever it takes.
+    config = stored.model_copy(
+        update={
+            "finalize": stored.finalize.model_copy(update=given),
+            "budget": None,
+            "trials": folder.document["trials"],
+        }
+    )
+    if config.finalize.top < 1 or config.finalize.seeds < 1:
+        raise UsageError(
+            "a finalising step needs at least one finalist and one seed",
+            where=str(path),
+            fixes=["add --finalists 3"],
+        )
+    stop = StopSignal()
+    with stop.installed():
+        manifest = _load(config, registry)
+        changes = folder.differences(stored, manifest.protocol().digest)
+        if changes:
+            raise UsageError(
+                f"study {folder.name!r} cannot be finalized",
+                where=str(path),
+                why="; ".join(f"{key}: {change}" for key, change in changes.items()),
+                fixes=["restore the images, labels and splits that the study began with"],
+            )
+        weights = _preflight(folder.space, config, registry)
+        _check_weights(folder, _digests(weights))
+        with folder.lock():
+            return RunningStudy(config, registry, manifest, folder, weights, stop).run(search=False)
+
+
 def check_study(config: StudyConfig, registry: Registry, *, where: str = "study") -> Space:
     """Check all that a study needs, fetching no data and training nothing; return its resolved space.
 
