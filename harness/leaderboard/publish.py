@@ -15,15 +15,15 @@ from harness.documents import write_atomically
 from harness.errors import StorageError
 from harness.leaderboard.adapters import plain, rank
 from harness.leaderboard.board import Leaderboard
-from harness.leaderboard.bundle import Bundle, bundle_files, read_bundle
-from harness.leaderboard.entry import Entry, Tier
+from harness.leaderboard.bundle import Bundle, bundle_files
+from harness.leaderboard.entry import Entry
 from harness.leaderboard.latex import format_latex
 from harness.leaderboard.page import render_page
 from harness.leaderboard.panel import Shared, summarise_run
 from harness.leaderboard.render import _markdown as escape_markdown
 from harness.leaderboard.render import format_csv, format_json, format_markdown
 from harness.leaderboard.schema import json_schema
-from harness.leaderboard.verify import bundle_entries, verify
+from harness.leaderboard.verify import bundle_entries, verify_file
 
 SCHEMA_FILE = "leaderboard.schema.json"
 _BEFORE_TABLES = """\
@@ -61,7 +61,6 @@ class Publication:
 class _Verified:
     bundle: Bundle
     file: str
-    tier: Tier
     entries: Sequence[Entry]
 
 
@@ -142,18 +141,12 @@ def _read(records: Path) -> tuple[dict[str, _Verified], list[Rejected]]:
     rejected: list[Rejected] = []
     for path in bundle_files(records):
         file = path.relative_to(records).as_posix()
-        try:
-            bundle = read_bundle(path)
-        except StorageError as error:
-            rejected.append(Rejected(file=file, reason=error.what + (f" ({error.why})" if error.why else "")))
-            continue
-        verdict = verify(bundle)
-        if verdict.problems:
+        bundle, verdict = verify_file(path)
+        if bundle is None or verdict.problems:
             rejected.append(Rejected(file=file, reason="; ".join(verdict.problems)))
             continue
         entries = bundle_entries(bundle, verdict.tier)
-        one = _Verified(bundle=bundle, file=file, tier=verdict.tier, entries=entries)
-        verified.setdefault(entries[0].source, one)
+        verified.setdefault(entries[0].source, _Verified(bundle=bundle, file=file, entries=entries))
     return dict(sorted(verified.items())), rejected
 
 
