@@ -89,7 +89,7 @@ class Bundle:
     @property
     def digest(self) -> str:
         """Return the SHA-256 that names the bundle."""
-        return digest(dataclasses.asdict(self))
+        return digest(self)
 
 
 def write_bundle(folder: Path, bundle: Bundle) -> Path:
@@ -142,7 +142,7 @@ def read_foreign(cls: type[T], path: Path, schema: str, what: str) -> T:
             f"{what} has not the form of its schema", where=str(path), why=f"{misfit} is of another type"
         )
     # A name that is there twice is one thing to us, and may be another to the next reader.
-    body = dataclasses.asdict(document)
+    body = {item.name: getattr(document, item.name) for item in dataclasses.fields(document)}
     if path.read_text(encoding="utf-8") != canonical({**body, "sha256": digest(body)}) + "\n":
         raise StorageError(f"{what} is not written in the canonical form", where=str(path))
     return document
