@@ -106,10 +106,25 @@ def test_intervals_enclose_the_point_and_shrink_with_more_images():
     assert widths[1] < widths[0] / 5
 
 
-def test_a_perfect_score_has_an_interval_without_width():
-    labels = np.arange(12) % 3
+@pytest.mark.parametrize(("size", "least"), [(12, 0.6), (100, 0.94), (3000, 0.997)])
+def test_a_perfect_score_on_few_images_is_not_certain(size, least):
+    labels = np.arange(size) % 3
     scores = evaluate(labels, labels, 3)
-    assert scores.accuracy_interval == scores.f1_interval == (1.0, 1.0)
+    for low, high in (scores.accuracy_interval, scores.f1_interval):
+        # By the rule of three 1 - 3 / size is the 95 % bound below.
+        assert least < low < 1 - 2 / size
+        assert high == 1
+
+
+def test_a_score_of_zero_on_few_images_is_not_certain():
+    labels = np.arange(12) % 3
+    low, high = evaluate(labels, (labels + 1) % 3, 3).accuracy_interval
+    assert (low, high > 0.1) == (0, True)
+
+
+def test_one_class_has_an_interval_too():
+    labels = np.zeros(5, dtype=np.int64)
+    assert evaluate(labels, labels, 1).f1_interval == (1.0, 1.0)
 
 
 def test_intervals_equal_those_of_resampled_images():
@@ -138,5 +153,20 @@ def test_intervals_cover_the_true_value_about_95_times_in_a_hundred():
 
 def test_a_large_number_of_classes_is_taken_in_slices():
     labels = np.arange(600) % 300
-    low, high = bootstrap_intervals(confusion_matrix(labels, labels, 300), resamples=50)["f1"]
-    assert low == high == 1.0
+    wrong = np.where(labels % 5, labels, labels + 1)
+    low, high = bootstrap_intervals(confusion_matrix(labels, wrong, 300), resamples=300)["f1"]
+    assert low < point_scores(labels, wrong, 300)[1] < high
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_macro_f1_of_many_small_classes_is_covered(seed):
+    # Plain percentiles lie below it: with ten images a class resampling lowers macro-F1 by much.
+    generator = np.random.default_rng(seed)
+    shares = np.full((60, 60), 0.25 / 59 / 60)
+    np.fill_diagonal(shares, 0.75 / 60)
+    covered = 0
+    for _ in range(60):
+        matrix = generator.multinomial(600, shares.ravel()).reshape(60, 60)
+        low, high = bootstrap_intervals(matrix, resamples=300)["f1"]
+        covered += low <= 0.75 <= high
+    assert covered >= 52

@@ -1,16 +1,34 @@
 import dataclasses
+import functools
 import random
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from records_factory import COUNTS, make_protocol, make_record, make_scores, write_runs
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from records_factory import (
+    COUNTS,
+    answer,
+    make_entry,
+    make_protocol,
+    make_record,
+    make_scores,
+    write_runs,
+)
 
 from harness.errors import UnknownNameError
+from harness.leaderboard import rank as ranking
 from harness.leaderboard.board import COLUMNS
-from harness.leaderboard.rank import load, rank
+from harness.leaderboard.entry import Entry
+from harness.leaderboard.rank import load
 from harness.metrics import evaluate
+
+
+def rank(records, **options):
+    """Rank records without predictions. The confusion matrices of the factory make them all share a rank."""
+    return ranking.rank([Entry(record=record) for record in records], **options)
 
 
 def numbers(board):
@@ -40,22 +58,20 @@ def test_rows_are_sorted_by_the_metric_asked_for():
     assert numbers(only(rank(records))) == [1, 2, 0]
     board = only(rank(records, metric="accuracy"))
     assert numbers(board) == [0, 2, 1]
-    assert [row.rank for row in board.rows] == [1, 2, 3]
     assert board.metric == "accuracy"
 
 
-def test_equal_scores_share_a_rank_and_the_cheaper_row_comes_first():
+def test_the_cheaper_of_those_that_share_a_rank_comes_first():
     records = [
         make_record(number=0, f1=0.8, lr=1e-4, seconds=20),
         make_record(number=1, f1=0.8 + 5e-13, lr=2e-4, seconds=30),
         make_record(number=2, f1=0.8, lr=3e-4, seconds=10, params=200),
         make_record(number=3, f1=0.8, lr=4e-4, seconds=10, params=100),
-        make_record(number=4, f1=0.7, lr=5e-4, seconds=1),
-        make_record(number=5, f1=0.8 + 1e-9, lr=6e-4, seconds=99),
+        make_record(number=4, f1=0.8 + 1e-9, lr=6e-4, seconds=99),
     ]
     board = only(rank(records))
-    assert numbers(board) == [5, 3, 2, 0, 1, 4]
-    assert [row.rank for row in board.rows] == [1, 2, 2, 2, 2, 6]
+    assert numbers(board) == [3, 2, 0, 1, 4]
+    assert [row.rank for row in board.rows] == [1] * 5
 
 
 def test_protocols_never_share_a_table():
@@ -171,7 +187,12 @@ def test_trials_that_all_failed_make_no_table():
 def test_failed_final_trainings_are_counted():
     board = only(rank([make_record(kind="final", seed=1), make_record(kind="final", seed=2, state="failed")]))
     assert "2 final trainings: 1 complete, 1 failed" in board.caption()
-    assert only(board.rows).seeds == 1
+    assert "! failed trainings count as the floor" in board.caption()
+    row = only(board.rows)
+    assert (row.seeds, row.failed) == (1, 1)
+    assert row.f1 == pytest.approx((0.8 + board.floor.f1) / 2)
+    assert row.val == pytest.approx((0.8 + 2 * 0.5 / 1.5 / 3) / 2)
+    assert row.f1_interval[0] == pytest.approx((0.78 + board.floor.f1) / 2)
 
 
 def test_the_caption_says_what_was_scored():
@@ -179,7 +200,7 @@ def test_the_caption_says_what_was_scored():
     protocol = make_protocol().digest[:8]
     assert caption == (
         "trashnet · macro-F1 on val (20 images, 3 classes) · train 100, val 20, test 30 · "
-        f"1 trial: 1 complete · protocol {protocol}"
+        f"1 trial: 1 complete · 1 row without predictions, compared unpaired · protocol {protocol}"
     )
 
 
@@ -195,7 +216,7 @@ def test_by_backbone_keeps_the_best_run_of_each():
         make_record(number=2, f1=0.85, backbone="b"),
     ]
     board = only(rank(records, by="backbone"))
-    assert [(row.rank, row.backbone, row.number) for row in board.rows] == [(1, "a", 1), (2, "b", 2)]
+    assert [(row.rank, row.backbone, row.number) for row in board.rows] == [(1, "a", 1), (1, "b", 2)]
     assert "chosen on val" in board.caption()
 
 
@@ -295,8 +316,8 @@ def test_load_reads_every_study_and_reports_what_is_damaged(tmp_path):
     bad.write_text("{", encoding="utf-8")
     edited = write_runs(tmp_path, make_record(study="c", f1=0.8125)) / "c/trials/0000/record.json"
     edited.write_text(edited.read_text(encoding="utf-8").replace("0.8125", "0.9925"), encoding="utf-8")
-    records, problems = load(tmp_path)
-    assert {record.study for record in records} == {"demo", "b"}
+    entries, problems = load(tmp_path)
+    assert {entry.record.study for entry in entries} == {"demo", "b"}
     assert len(problems) == 2
     assert problems[0].startswith(f"{edited}: a record does not match its own SHA-256")
     assert problems[1].startswith(f"{bad}: a record cannot be read (it is damaged")
@@ -307,7 +328,7 @@ def test_load_of_no_folder_is_empty(tmp_path):
 
 
 def test_ranking_imports_nothing_heavy():
-    heavy = "('torch', 'pandas', 'numpy', 'optuna', 'pydantic', 'timm', 'pluggy')"
+    heavy = "('torch', 'pandas', 'scipy', 'optuna', 'pydantic', 'timm', 'pluggy')"
     code = f"import sys, harness.leaderboard.rank; sys.exit(any(name in sys.modules for name in {heavy}))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
@@ -315,3 +336,185 @@ def test_ranking_imports_nothing_heavy():
 def test_scores_of_a_split_that_a_final_lacks_do_not_count():
     final = make_record(kind="final", seed=1, scores={"val": make_scores(0.9)})
     assert rank([final]) == []
+
+
+LABELS = np.arange(600) % 3
+
+
+def entries_of(*accuracies, **values):
+    """One entry for each accuracy, in studies of their own."""
+    return [
+        make_entry(answer(LABELS, accuracy, seed), LABELS, study=f"s{seed}", **values)
+        for seed, accuracy in enumerate(accuracies)
+    ]
+
+
+def test_clear_winners_are_ranked_apart():
+    board = only(ranking.rank(entries_of(0.6, 0.95, 0.8)))
+    assert [(row.rank, row.study) for row in board.rows] == [(1, "s1"), (2, "s2"), (3, "s0")]
+    assert all(row.has_answers for row in board.rows)
+    assert "unpaired" not in board.caption()
+
+
+def test_rows_that_cannot_be_told_apart_share_a_rank_and_the_cheaper_is_first():
+    near = [0.9, 0.905, 0.7, 0.71]
+    entries = [
+        make_entry(answer(LABELS, accuracy, seed), LABELS, study=f"s{seed}", seconds=10.0 * (seed + 1))
+        for seed, accuracy in enumerate(near)
+    ]
+    board = only(ranking.rank(entries))
+    assert [(row.rank, row.study) for row in board.rows] == [(1, "s0"), (1, "s1"), (3, "s2"), (3, "s3")]
+
+
+def test_a_difference_on_the_same_images_counts_where_that_of_two_samples_would_not():
+    # Right wherever the other is, and on twelve images more.
+    weak = answer(LABELS, 0.8, 1)
+    strong = np.where(np.isin(np.arange(600), np.flatnonzero(weak != LABELS)[:12]), LABELS, weak)
+    for with_answers, expected in ((True, [1, 2]), (False, [1, 1])):
+        entries = [
+            make_entry(chosen, LABELS, study=name, with_answers=with_answers)
+            for name, chosen in (("strong", strong), ("weak", weak))
+        ]
+        board = only(ranking.rank(entries))
+        assert [row.study for row in board.rows] == ["strong", "weak"]
+        assert [row.rank for row in board.rows] == expected
+        assert board.unpaired == (0 if with_answers else 2)
+
+
+def test_clear_winners_are_told_without_predictions_too():
+    board = only(ranking.rank(entries_of(0.95, 0.6, with_answers=False)))
+    assert [row.rank for row in board.rows] == [1, 2]
+    assert "2 rows without predictions, compared unpaired" in board.caption()
+
+
+@pytest.mark.parametrize("damage", ["other", "short", "range"])
+def test_answers_that_do_not_give_the_scores_count_as_none(damage):
+    (entry,) = entries_of(0.9)
+    found = entry.answers()["val"]
+    chosen = {"other": found.labels, "short": found.chosen[:-1], "range": found.chosen + 1}[damage]
+    forged = {"val": dataclasses.replace(found, chosen=chosen)}
+    board = only(ranking.rank([dataclasses.replace(entry, answers=lambda: forged)]))
+    assert not only(board.rows).has_answers
+
+
+def test_seeds_have_a_spread_and_val_a_gap():
+    entries = [
+        make_entry(answer(LABELS, 0.8, seed), LABELS, val=answer(LABELS, 0.9, seed), kind="final", seed=seed)
+        for seed in (1, 2, 3)
+    ]
+    row = only(only(ranking.rank(entries)).rows)
+    tests = [entry.record.scores["test"].f1 for entry in entries]
+    vals = [entry.record.scores["val"].f1 for entry in entries]
+    assert row.f1_spread == pytest.approx(np.std(tests, ddof=1))
+    assert row.val == pytest.approx(np.mean(vals))
+    assert row.gap == pytest.approx(np.mean(vals) - np.mean(tests))
+    row = only(only(ranking.rank(entries_of(0.9))).rows)
+    assert (row.val, row.gap, row.f1_spread) == (row.f1, None, None)
+
+
+def test_a_run_whose_final_trainings_all_failed_is_the_last():
+    hopeless = make_entry((LABELS + 1) % 3, LABELS, study="hopeless", kind="final", seed=1)
+    failed = [
+        Entry(record=make_record(study="broken", kind="final", seed=seed, state="failed")) for seed in (1, 2)
+    ]
+    board = only(ranking.rank([*failed, hopeless, *entries_of(0.9, kind="final", seed=1)]))
+    assert [row.study for row in board.rows] == ["s0", "hopeless", "broken"]
+    last = board.rows[-1]
+    assert (last.rank, last.seeds, last.failed, last.seconds) == (3, 0, 2, None)
+    # It scores more than the one before it, and did not work.
+    assert last.f1 > board.rows[1].f1
+
+
+def test_one_failed_seed_of_three_costs_a_row_its_lead():
+    good = [
+        make_entry(answer(LABELS, 0.9, seed), LABELS, study="good", kind="final", seed=seed)
+        for seed in (1, 2, 3)
+    ]
+    failed = Entry(
+        record=make_record(
+            study="fragile", kind="final", seed=3, state="failed", counts=good[0].record.dataset.counts
+        )
+    )
+    fragile = [
+        make_entry(answer(LABELS, 0.95, seed), LABELS, study="fragile", kind="final", seed=seed)
+        for seed in (1, 2)
+    ]
+    board = only(ranking.rank([*good, *fragile, failed]))
+    row = next(row for row in board.rows if row.study == "fragile")
+    assert (row.seeds, row.failed) == (2, 1)
+    points = [entry.record.scores["test"].f1 for entry in fragile]
+    assert row.f1 == pytest.approx((sum(points) + board.floor.f1) / 3)
+    assert row.has_answers
+    # Two that came out alike are a spread; that the third failed is no uncertainty that would help it.
+    assert row.f1_spread == pytest.approx(np.std(points, ddof=1))
+    assert [row.study for row in board.rows] == ["good", "fragile"]
+    assert [row.rank for row in board.rows] == [1, 2]
+
+
+def test_a_final_training_that_came_out_when_repeated_did_not_fail():
+    again = [make_record(kind="final", seed=1), make_record(kind="final", seed=1, state="failed")]
+    assert only(only(rank(again)).rows).failed == 0
+
+
+def test_bundles_of_two_strangers_are_never_one_run():
+    found = entries_of(0.9, kind="final", seed=1)
+    copies = [dataclasses.replace(found[0], source=source, tier="re-run") for source in ("b", "a", "a")]
+    rows = only(ranking.rank([*found, *copies])).rows
+    assert sorted((row.source, row.tier, row.seeds) for row in rows) == [
+        ("", "self-reported", 1),
+        ("a", "re-run", 1),
+        ("b", "re-run", 1),
+    ]
+
+
+def test_an_entry_counts_once_in_its_higher_tier_and_a_row_has_its_lowest():
+    one, two = (
+        make_entry(answer(LABELS, 0.9, seed), LABELS, kind="final", seed=seed, source="a") for seed in (1, 2)
+    )
+    checked = dataclasses.replace(one, tier="recomputed")
+    for entries in ([one, checked], [checked, one]):
+        assert only(only(ranking.rank(entries)).rows).tier == "recomputed"
+    assert only(only(ranking.rank([checked, two])).rows).tier == "self-reported"
+
+
+@functools.cache
+def crowd():
+    points = [0.95, 0.94, 0.9, 0.9, 0.86, 0.8, 0.8, 0.79, 0.5]
+    many = [make_record(kind="final", study="x", seed=seed, state="failed") for seed in (1, 2)]
+    return (
+        *entries_of(*points, kind="final", seed=1),
+        *entries_of(*points[:4], kind="final", seed=2),
+        *(Entry(record=record) for record in many),
+    )
+
+
+@functools.cache
+def of_crowd():
+    return ranking.rank(crowd())
+
+
+@settings(max_examples=8, deadline=None)
+@given(order=st.permutations(range(15)))
+def test_ranks_do_not_depend_on_the_order_of_rows(order):
+    assert ranking.rank([crowd()[index] for index in order]) == of_crowd()
+
+
+@settings(max_examples=8, deadline=None)
+@given(index=st.integers(0, 12))
+def test_a_clone_changes_no_group(index):
+    original = crowd()[index].record
+    clones = [
+        dataclasses.replace(entry, source="clone")
+        for entry in crowd()
+        if entry.record.study == original.study
+    ]
+    before = {row.study: row.rank for row in only(of_crowd()).rows}
+    after = [(row.study, row.rank) for row in only(ranking.rank([*crowd(), *clones])).rows]
+    # A group that comes after the clone begins one place lower; groups are the same, and so is their order.
+    groups = {}
+    for study, place in after:
+        groups.setdefault(place, set()).add(study)
+    expected = {}
+    for study, place in before.items():
+        expected.setdefault(place, set()).add(study)
+    assert [groups[place] for place in sorted(groups)] == [expected[place] for place in sorted(expected)]

@@ -3,14 +3,16 @@ import io
 import json
 import re
 
+import numpy as np
 import pytest
-from records_factory import make_record
+from records_factory import answer, make_entry, make_record
 from rich.cells import cell_len
 from rich.console import Console
 
+from harness.leaderboard import rank as ranking
 from harness.leaderboard import render
 from harness.leaderboard.board import COLUMNS
-from harness.leaderboard.rank import rank
+from harness.leaderboard.entry import Entry
 from harness.leaderboard.render import (
     format_count,
     format_csv,
@@ -24,8 +26,15 @@ from harness.leaderboard.render import (
 
 LONG = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
 HOSTILE = ["[bold]x", "\x1b[2J\x07", "=HYPERLINK(1)", "a|b", "safe\u202egpj.exe", "a\nb", "<b>x</b>"]
-ORDER = ["#", "backbone", "freeze", "lr", "optimizer", "augment", "loss", "F1 [95 %]", "acc [95 %]", "seeds"]
-ORDER += ["params (trainable)", "train", "device", "plugin", "weights licence", "px", "epochs", "study"]
+ORDER = ["#", "backbone", "freeze", "lr", "optimizer", "augment", "loss", "val", "F1 [95 %]", "gap", "seeds"]
+ORDER += ["spread", "acc [95 %]", "params (trainable)", "train", "tier", "device", "plugin"]
+ORDER += ["weights licence", "px", "epochs", "study"]
+LEAVING = ["study", "epochs", "px", "weights licence", "plugin", "device", "loss", "augment", "tier", "train"]
+LEAVING += ["params (trainable)", "acc [95 %]", "optimizer", "spread", "seeds", "lr", "freeze", "gap", "val"]
+
+
+def rank(records, **options):
+    return ranking.rank([Entry(record=record) for record in records], **options)
 
 
 def boards(**values):
@@ -66,19 +75,17 @@ def test_columns_leave_from_the_right_until_the_table_fits(width):
     text = draw(boards(backbone=LONG)[0], width)
     assert all(cell_len(line) <= width for line in text.splitlines())
     shown = heading(text)
-    # What is shown is a beginning of the fixed order; the ranked score stays whatever goes.
     assert [name for name in ORDER if name in shown] == shown
-    missing = [name for name in ORDER if name not in shown]
-    assert "F1 [95 %]" in shown
-    assert [name for name in ORDER if name != "F1 [95 %]"][len(shown) - 1 :] == missing
+    missing = {name for name in ORDER if name not in shown}
+    assert missing == set(LEAVING[: len(missing)])
     assert text.count(LONG) == 2
 
 
 def test_the_widths_people_have():
     board = boards(backbone=LONG)[0]
-    assert heading(draw(board, 80)) == ["#", "backbone", "freeze", "lr", "F1 [95 %]"]
-    assert heading(draw(board, 120)) == [*ORDER[:8]]
-    assert heading(draw(board, 200)) == [*ORDER[:14]]
+    assert heading(draw(board, 80)) == ["#", "backbone", "val", "F1 [95 %]", "gap"]
+    assert heading(draw(board, 120)) == [*ORDER[:5], *ORDER[7:12]]
+    assert heading(draw(board, 200)) == [*ORDER[:6], *ORDER[7:16]]
 
 
 def test_the_ranked_accuracy_stays_where_f1_leaves():
@@ -92,8 +99,8 @@ def test_the_ranked_accuracy_stays_where_f1_leaves():
 def test_a_backbone_that_does_not_fit_is_folded_never_cut(width):
     text = draw(boards(backbone=LONG)[0], width)
     lines = text.splitlines()
-    start = next(index for index, line in enumerate(lines) if line.lstrip().startswith("1 "))
-    folded = "".join(line.split("90.0")[0].strip().removeprefix("1").strip() for line in lines[start:])
+    start = next(index for index, line in enumerate(lines) if line.lstrip().startswith("1="))
+    folded = "".join(line.split("90.0")[0].strip().removeprefix("1=").strip() for line in lines[start:])
     assert folded.startswith(LONG)
     assert "…" not in text
     assert "90.0 [88.0, 92.0]" in text
@@ -106,9 +113,28 @@ def test_the_floor_is_the_last_row_and_has_no_rank():
 
 
 def test_a_shared_rank_is_marked():
-    records = [make_record(number=n, lr=1e-4 * (n + 1), f1=f1) for n, f1 in enumerate((0.9, 0.8, 0.8))]
-    lines = format_table(rank(records)).splitlines()[3:6]
+    labels = np.arange(600) % 3
+    entries = [
+        make_entry(answer(labels, accuracy, 1), labels, number=n, lr=1e-4 * (n + 1))
+        for n, accuracy in enumerate((0.95, 0.7, 0.7))
+    ]
+    lines = format_table(ranking.rank(entries)).splitlines()[3:6]
     assert [line.split()[0] for line in lines] == ["1", "2=", "2="]
+
+
+def test_a_val_board_has_neither_val_nor_gap():
+    assert heading(format_table(rank([make_record()]))) == [n for n in ORDER if n not in ("val", "gap")]
+
+
+def test_failed_seeds_spread_and_gap_are_shown():
+    finals = [make_record(kind="final", seed=seed, f1=f1, val_f1=0.9) for seed, f1 in ((1, 0.8), (2, 0.84))]
+    failed = make_record(kind="final", seed=3, state="failed", backbone="broken")
+    text = format_table(rank([*finals, failed]))
+    first, last = text.splitlines()[3:5]
+    assert re.search(r"90\.0  82\.0 \[80\.0, 84\.0\]  \+8\.0 +2 +±2\.8", first)
+    assert first.split()[0] == "1"
+    assert last.split()[0] == "2!"
+    assert re.search(r"22\.2 \[22\.2, 22\.2\] +\+0\.0 +0/1 ", last)
 
 
 def test_an_encoding_without_box_lines_gets_ascii():
@@ -164,7 +190,7 @@ def test_markdown_holds_caption_rows_and_floor():
     lines = format_markdown([board]).splitlines()
     assert lines[0] == board.caption()
     assert lines[2].startswith("| \\# | backbone | freeze |")
-    assert lines[4].startswith("| 1 | resnet18.a1_in1k | 0.25 | 1.0e-4 | adamw | flip-crop | cross-entropy |")
+    assert lines[4].startswith("| 1= | resnet18.a1_in1k | 0.25 | 1.0e-4 | adamw | flip-crop | cross")
     assert lines[-1].startswith("|  | majority class |")
 
 
@@ -274,6 +300,6 @@ def test_print_boards_fits_a_terminal_and_fills_a_pipe(monkeypatch):
         render.print_boards(ranked)
         stdout.flush()
         shown[tty] = stdout.buffer.getvalue().decode()
-    assert heading(shown[True]) == ["#", "backbone", "freeze", "lr", "F1 [95 %]"]
+    assert heading(shown[True]) == ["#", "backbone", "val", "F1 [95 %]", "gap"]
     assert all(cell_len(line) <= 80 for line in shown[True].splitlines())
     assert heading(shown[False]) == ORDER

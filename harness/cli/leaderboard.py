@@ -1,7 +1,8 @@
-"""`harness leaderboard`: rank what the studies found."""
+"""`harness leaderboard`: rank what the studies found, and compare it."""
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -14,8 +15,17 @@ from harness.errors import UnknownNameError, UsageError
 from harness.text import safe_text
 
 if TYPE_CHECKING:
+    from harness.leaderboard.entry import Entry
     from harness.leaderboard.rank import Leaderboard
-    from harness.records import Metric, TrialRecord
+    from harness.records import Metric
+
+
+DIFF_SCHEMA = "harness.leaderboard-diff/1"
+
+_METRIC = click.option(
+    "--metric", type=click.Choice(["f1", "accuracy"]), default="f1", show_default=True, help="Rank by it."
+)
+_RUNS = click.option("--runs", type=click.Path(path_type=Path), metavar="DIR", help="Folder of the studies.")
 
 
 @click.group()
@@ -28,9 +38,7 @@ def command() -> None:
 @click.option(
     "-d", "--dataset", "datasets", multiple=True, metavar="NAME", help="Only this data set. Repeatable."
 )
-@click.option(
-    "--metric", type=click.Choice(["f1", "accuracy"]), default="f1", show_default=True, help="Rank by it."
-)
+@_METRIC
 @click.option(
     "--by",
     type=click.Choice(["run", "backbone"]),
@@ -47,7 +55,8 @@ def command() -> None:
 )
 @click.option("--format", "form", type=click.Choice(["table", "md", "csv", "json"]), help="Default: table.")
 @click.option("--json", "as_json", is_flag=True, help="Short for --format json.")
-@click.option("--runs", type=click.Path(path_type=Path), metavar="DIR", help="Folder of the studies.")
+@click.option("--across", is_flag=True, help="Backbones across data sets: mean rank, Borda, win rate.")
+@_RUNS
 def show(
     studies: tuple[str, ...],
     datasets: tuple[str, ...],
@@ -56,23 +65,26 @@ def show(
     split: Literal["auto", "val", "test"],
     form: str | None,
     as_json: bool,
+    across: bool,
     runs: Path | None,
 ) -> None:
     """Show the leaderboards of all studies, or of those named."""
-    from harness.leaderboard.rank import load, rank
+    from harness.leaderboard.rank import rank
     from harness.leaderboard.render import format_csv, format_json, format_markdown, print_boards
 
     if as_json and form not in (None, "json"):
         raise UsageError(f"--json and --format {form} exclude each other")
+    if across and form in ("md", "csv"):
+        raise UsageError(f"--across has no format {form}", fixes=["take table or json"])
     folder = runs or paths.runs()
-    records, problems = load(folder)
-    for problem in problems:
-        _say(f"warning: left out {problem}")
-    chosen = _of_studies(records, studies, folder)
+    chosen = _of_studies(_load(folder), studies, folder)
     boards: list[Leaderboard] = []
     for name in dict.fromkeys(datasets) or (None,):
-        boards += rank(chosen, metric=metric, by=by, split=split, dataset=name)
+        boards += rank(chosen, metric=metric, by="backbone" if across else by, split=split, dataset=name)
     _explain_absence(chosen, boards, datasets, folder, split)
+    if across:
+        _show_across(boards, as_json or form == "json")
+        return
     formats: dict[str, Callable[[Iterable[Leaderboard]], str]] = {
         "md": format_markdown,
         "csv": format_csv,
@@ -85,28 +97,115 @@ def show(
         _write(formats[form](boards))
 
 
-def _of_studies(records: Sequence[TrialRecord], studies: Sequence[str], runs: Path) -> list[TrialRecord]:
+def _show_across(boards: Sequence[Leaderboard], as_json: bool) -> None:
+    from harness.leaderboard.report import format_summaries_json, format_summary
+    from harness.leaderboard.summary import summarise
+
+    summaries = []
+    for init in sorted({board.init for board in boards}):
+        found = summarise(board for board in boards if board.init == init)
+        if found:
+            summaries.append(found)
+        else:
+            _say(
+                f"nothing to summarise of {init} runs: no two backbones are ranked on the same two data sets"
+            )
+    if as_json:
+        _write(format_summaries_json(summaries))
+    else:
+        _write("\n".join(map(format_summary, summaries)))
+
+
+@command.command()
+@click.argument("one", metavar="A")
+@click.argument("other", metavar="B")
+@_METRIC
+@click.option(
+    "--split",
+    type=click.Choice(["auto", "val", "test"]),
+    default="auto",
+    show_default=True,
+    help="Auto: test where both have final trainings, else val.",
+)
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@_RUNS
+def compare(
+    one: str,
+    other: str,
+    metric: Metric,
+    split: Literal["auto", "val", "test"],
+    as_json: bool,
+    runs: Path | None,
+) -> None:
+    """Compare two runs on the same images.
+
+    A and B are STUDY, which stands for its best run on val, or STUDY/NUMBER.
+    """
+    from harness.leaderboard.comparison import compare
+    from harness.leaderboard.report import format_comparison, format_comparison_json
+
+    found = compare(_load(runs or paths.runs()), one, other, metric=metric, split=split)
+    _write(format_comparison_json(found) if as_json else format_comparison(found))
+
+
+@command.command()
+@click.argument("one", metavar="A")
+@click.argument("other", metavar="B")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@_RUNS
+def diff(one: str, other: str, as_json: bool, runs: Path | None) -> None:
+    """Say why the rows of two studies stand in different tables.
+
+    A and B are STUDY or STUDY/NUMBER.
+    """
+    from harness.leaderboard.comparison import find_record
+    from harness.leaderboard.protocols import explain_differences
+
+    entries = _load(runs or paths.runs())
+    records = [find_record(entries, name) for name in (one, other)]
+    found = explain_differences(*records)
+    if as_json:
+        protocols = [record.protocol.digest for record in records]
+        body = {"schema": DIFF_SCHEMA, "protocols": protocols, "comparable": not found, "differences": found}
+        _write(json.dumps(body, indent=2) + "\n")
+    elif found:
+        _write("".join(f"{safe_text(line)}\n" for line in found))
+    else:
+        _write(f"comparable: both are of protocol {records[0].protocol.digest[:8]}\n")
+
+
+def _load(runs: Path) -> list[Entry]:
+    from harness.leaderboard.rank import load
+
+    entries, problems = load(runs)
+    for problem in problems:
+        _say(f"warning: left out {problem}")
+    return entries
+
+
+def _of_studies(entries: Sequence[Entry], studies: Sequence[str], runs: Path) -> list[Entry]:
     from harness.records import study_folders
 
     if not studies:
-        return list(records)
-    known = {record.study for record in records} | {folder.name for folder in study_folders(runs)}
+        return list(entries)
+    known = {entry.record.study for entry in entries} | {folder.name for folder in study_folders(runs)}
     for name in studies:
         if known and name not in known:
             raise UnknownNameError(
                 "study", name, known, where=str(runs), more=f"choose from {', '.join(sorted(known))}"
             )
-    return [record for record in records if record.study in studies]
+    return [entry for entry in entries if entry.record.study in studies]
 
 
 def _explain_absence(
-    records: Sequence[TrialRecord],
+    entries: Sequence[Entry],
     boards: Sequence[Leaderboard],
     datasets: Sequence[str],
     runs: Path,
     split: str,
 ) -> None:
     """Say on stderr why a data set, or everything, has no table."""
+    records = [entry.record for entry in entries]
     if not records:
         what = "no records" if runs.is_dir() else "no such folder"
         _say(f"nothing to rank: {what} under {runs}", "  make some  harness study run")

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from harness.leaderboard.entry import Tier
 from harness.records import Metric
 
 if TYPE_CHECKING:
@@ -24,7 +25,11 @@ class Row:
     """One run: a configuration of a study, averaged over the seeds it was trained with."""
 
     rank: int
-    """Counts from 1; rows of equal score share it and the next one is left out."""
+    """Counts from 1; rows that cannot be told apart share it and the next ones are left out."""
+    source: str
+    """Digest of the bundle that it came in; empty for a study of one's own."""
+    tier: Tier
+    """The lowest of its trainings."""
     study: str
     number: int
     """The first trial with this configuration."""
@@ -38,9 +43,21 @@ class Row:
     """Macro-F1 in [0, 1], mean over seeds."""
     f1_interval: tuple[float, float]
     """Mean bounds of the seeds' 95 % intervals."""
+    f1_spread: float | None
+    """Sample standard deviation over the seeds that are complete; None for one."""
     accuracy: float
     accuracy_interval: tuple[float, float]
+    accuracy_spread: float | None
+    val: float | None
+    """Of the ranked metric, mean on val of these same trainings; None where they have none."""
+    gap: float | None
+    """`val` less the ranked score on test; None on a val board."""
     seeds: int
+    """Trainings that are complete."""
+    failed: int
+    """Final trainings that failed; each counts with the score of the floor."""
+    has_answers: bool
+    """Whether it was compared image by image; without predictions its confusion matrices were."""
     params: int | None
     trainable: int | None
     seconds: float | None
@@ -99,6 +116,11 @@ class Leaderboard:
     unranked: tuple[str, ...]
     """Studies with complete trials of this protocol, but no score on this split."""
 
+    @property
+    def unpaired(self) -> int:
+        """Return how many rows have no predictions, or none that give their scores."""
+        return sum(row.seeds > 0 and not row.has_answers for row in self.rows)
+
     def table(self) -> list[dict[str, Cell]]:
         """Return one mapping per row with every column, those of the board first, as `COLUMNS` names them."""
         board = {name: getattr(self, name) for name in _BOARD}
@@ -129,6 +151,10 @@ class Leaderboard:
         parts += [_count(self.outcomes, "trial")] if self.outcomes else []
         if set(self.finals) - {"complete"}:
             parts.append(_count(self.finals, "final training"))
+        if any(row.failed for row in self.rows):
+            parts.append("! failed trainings count as the floor")
+        if self.unpaired:
+            parts.append(f"{_plural(self.unpaired, 'row')} without predictions, compared unpaired")
         parts += [f"no {self.split} scores: {', '.join(self.unranked)}"] if self.unranked else []
         parts.append(f"protocol {self.protocol[:8]}")
         if self.other:

@@ -12,6 +12,7 @@ import json
 import re
 import sys
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -22,6 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.leaderboard.board import COLUMNS, Cell, Floor, Leaderboard, Row
+from harness.records import Metric
 from harness.text import safe_text
 
 SCHEMA = "harness.leaderboard/1"
@@ -78,7 +80,25 @@ def _params(row: Row) -> str:
     return f"{format_count(row.params)} ({format_count(row.trainable)})"
 
 
-_COLUMNS = (
+def _percent(value: float | None, sign: str = "") -> str:
+    return "-" if value is None else f"{100 * value:{sign}.1f}"
+
+
+def _seeds(row: Row) -> str:
+    return f"{row.seeds}/{row.seeds + row.failed}" if row.failed else str(row.seeds)
+
+
+def _score_column(metric: Metric) -> _Column:
+    if metric == "f1":
+        return _Column(name="f1", header="F1 [95 %]", cell=lambda row: format_score(row.f1, row.f1_interval))
+    return _Column(
+        name="accuracy",
+        header="acc [95 %]",
+        cell=lambda row: format_score(row.accuracy, row.accuracy_interval),
+    )
+
+
+_CONFIG = (
     _Column(name="rank", header="#", cell=lambda row: str(row.rank), numeric=True),
     _Column(name="backbone", header="backbone", cell=lambda row: row.backbone),
     _Column(name="freeze_depth", header="freeze", cell=lambda row: f"{row.freeze_depth:.2f}", numeric=True),
@@ -86,13 +106,10 @@ _COLUMNS = (
     _Column(name="optimizer", header="optimizer", cell=lambda row: row.optimizer),
     _Column(name="augmentation", header="augment", cell=lambda row: row.augmentation),
     _Column(name="loss", header="loss", cell=lambda row: row.loss),
-    _Column(name="f1", header="F1 [95 %]", cell=lambda row: format_score(row.f1, row.f1_interval)),
-    _Column(
-        name="accuracy",
-        header="acc [95 %]",
-        cell=lambda row: format_score(row.accuracy, row.accuracy_interval),
-    ),
-    _Column(name="seeds", header="seeds", cell=lambda row: str(row.seeds), numeric=True),
+)
+_VAL = _Column(name="val", header="val", cell=lambda row: _percent(row.val), numeric=True)
+_GAP = _Column(name="gap", header="gap", cell=lambda row: _percent(row.gap, "+"), numeric=True)
+_FACTS = (
     _Column(name="params", header="params (trainable)", cell=_params, numeric=True),
     _Column(
         name="seconds",
@@ -100,6 +117,7 @@ _COLUMNS = (
         cell=lambda row: "-" if row.seconds is None else format_seconds(row.seconds),
         numeric=True,
     ),
+    _Column(name="tier", header="tier", cell=lambda row: row.tier),
     _Column(name="device", header="device", cell=lambda row: row.device or "-"),
     _Column(name="plugin", header="plugin", cell=lambda row: row.plugin or "-"),
     _Column(name="licence", header="weights licence", cell=lambda row: row.licence),
@@ -107,16 +125,39 @@ _COLUMNS = (
     _Column(name="epochs", header="epochs", cell=lambda row: str(row.epochs), numeric=True),
     _Column(name="study", header="study", cell=lambda row: row.study),
 )
+_LEAVING = (
+    *("study", "epochs", "image_size", "licence", "plugin", "device", "loss", "augmentation", "tier"),
+    *("seconds", "params", "accuracy", "f1", "optimizer", "spread", "seeds", "lr", "freeze_depth"),
+    *("gap", "val"),
+)
+"""Columns in the order in which a narrow terminal loses them, but for the ranked score."""
+
+
+def _columns(board: Leaderboard) -> tuple[_Column, ...]:
+    """Return all columns of a board: on test the score on val and the gap stand around the ranked one."""
+
+    def spread(row: Row) -> str:
+        value = row.f1_spread if board.metric == "f1" else row.accuracy_spread
+        return "-" if value is None else f"±{100 * value:.1f}"
+
+    ranked, other = _score_column(board.metric), _score_column("accuracy" if board.metric == "f1" else "f1")
+    scores = (_VAL, ranked, _GAP) if board.split == "test" else (ranked,)
+    of_seeds = (
+        _Column(name="seeds", header="seeds", cell=_seeds, numeric=True),
+        _Column(name="spread", header="spread", cell=spread, numeric=True),
+    )
+    return (*_CONFIG, *scores, *of_seeds, other, *_FACTS)
 
 
 def _cells(board: Leaderboard) -> list[list[str]]:
     """Return the shown text of every row, the floor last; names are as recorded."""
-    ranks = [row.rank for row in board.rows]
-    lines = [[column.cell(row) for column in _COLUMNS] for row in board.rows]
+    columns = _columns(board)
+    shared = Counter(row.rank for row in board.rows)
+    lines = [[column.cell(row) for column in columns] for row in board.rows]
     for row, line in zip(board.rows, lines, strict=True):
-        line[0] += "=" if ranks.count(row.rank) > 1 else ""
+        line[0] += "=" * (shared[row.rank] > 1) + "!" * (row.failed > 0)
     if board.floor:
-        lines.append([_floor_cell(board.floor, column.name) for column in _COLUMNS])
+        lines.append([_floor_cell(board.floor, column.name) for column in columns])
     return lines
 
 
@@ -137,27 +178,29 @@ def _printable(value: str, encoding: str) -> str:
 def render_table(board: Leaderboard, *, width: int | None = None, encoding: str = "utf-8") -> RenderableType:
     """Draw a leaderboard for a terminal: its caption, its rows and, last and without a rank, the floor.
 
-    Columns are left out from the right until the table fits: study, epochs, px, weights licence, plugin,
-    device, train, params, seeds, accuracy (and F1, where accuracy is ranked), loss, augment, optimizer, lr,
-    freeze. Rank, backbone and the ranked score stay; a backbone's name that still does not fit is folded
-    over lines, never cut.
+    Columns are left out until the table fits: study, epochs, px, weights licence, plugin, device, loss,
+    augment, tier, train, params, the score not ranked, optimizer, spread, seeds, lr, freeze, gap, val. Rank,
+    backbone and the ranked score stay; a backbone's name that still does not fit is folded over lines, never
+    cut.
 
     Args:
         board: What to draw.
         width: Cells available; None draws every column, however wide.
         encoding: Of the output. What it cannot hold is escaped; any but UTF gets ASCII rules.
     """
+    columns = _columns(board)
     lines = [[_printable(cell, encoding) for cell in line] for line in _cells(board)]
     widths = [
         max(cell_len(text) for text in (column.header, *(line[index] for line in lines)))
-        for index, column in enumerate(_COLUMNS)
+        for index, column in enumerate(columns)
     ]
-    shown = list(range(len(_COLUMNS)))
-    for index in reversed(range(len(_COLUMNS))):
+    shown = list(range(len(columns)))
+    place = {column.name: index for index, column in enumerate(columns)}
+    for name in _LEAVING:
         if width is None or _total(widths, shown) <= width:
             break
-        if _COLUMNS[index].name not in ("rank", "backbone", board.metric):
-            shown.remove(index)
+        if name in place and name != board.metric:
+            shown.remove(place[name])
     fits = width is None or _total(widths, shown) <= width
     table = Table(
         box=SIMPLE_HEAD if encoding.lower().startswith("utf") else _ASCII_HEAD,
@@ -169,7 +212,7 @@ def render_table(board: Leaderboard, *, width: int | None = None, encoding: str 
         header_style="bold",
     )
     for index in shown:
-        column = _COLUMNS[index]
+        column = columns[index]
         table.add_column(
             Text(column.header),
             justify="right" if column.numeric else "left",
@@ -216,8 +259,8 @@ def format_markdown(boards: Iterable[Leaderboard]) -> str:
     """Write leaderboards as GitHub-flavoured Markdown tables, each below its caption."""
     parts = []
     for board in boards:
-        heads = [_markdown(column.header) for column in _COLUMNS]
-        rules = ["---:" if column.numeric else "---" for column in _COLUMNS]
+        heads = [_markdown(column.header) for column in _columns(board)]
+        rules = ["---:" if column.numeric else "---" for column in _columns(board)]
         rows = [[_markdown(cell) for cell in line] for line in _cells(board)]
         table = "".join(f"| {' | '.join(line)} |\n" for line in (heads, rules, *rows))
         parts.append(f"{_markdown(board.caption())}\n\n{table}")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.errors import NoTrialSucceeded
+from harness.leaderboard.entry import entry_of
 from harness.leaderboard.rank import Leaderboard, rank
 from harness.records import Metric, ProbeRecord, TrialRecord, read_records
 from harness.search.folder import StudyFolder
@@ -51,7 +52,8 @@ class StudyResult:
 
     def leaderboard(self) -> list[Leaderboard]:
         """Rank the study's rows."""
-        return rank(self.records, metric=self.metric)
+        entries = [entry_of(self.folder / record.folder, record) for record in self.records]
+        return rank(entries, metric=self.metric)
 
 
 def load_study(folder: Path) -> StudyResult:
