@@ -26,9 +26,11 @@ from harness.leaderboard.board import LABELS, Leaderboard, Row
 from harness.leaderboard.entry import TIERS, Tier
 from harness.leaderboard.panel import Json
 from harness.leaderboard.render import format_count, format_lr, format_score, format_seconds
+from harness.leaderboard.summary import Summary
 from harness.records import CostRecord, Metric, TrialConfig
 from harness.text import safe_text
 
+METRICS: tuple[Metric, ...] = ("f1", "accuracy")
 WIDTH = 120
 """Of the drawing of an interval, in its own units."""
 MARGIN = 6
@@ -70,7 +72,7 @@ class Table:
     board: Leaderboard
     """Ranked by macro-F1: the order in which the rows stand."""
     ranks: Mapping[Metric, Mapping[str, str]]
-    """By run, as shown: `2=` where a rank is shared."""
+    """By run, best first, as shown: `2=` where a rank is shared."""
     scales: Mapping[Metric, Scale]
 
 
@@ -91,6 +93,7 @@ class Tab:
 def render_page(
     boards: Mapping[Metric, Sequence[Leaderboard]],
     *,
+    summaries: Sequence[Summary],
     runs: Mapping[str, Json],
     shared: Sequence[Json],
     rejected: Sequence[tuple[str, str]],
@@ -99,6 +102,7 @@ def render_page(
 
     Args:
         boards: The same runs ranked by each metric.
+        summaries: Backbones across data sets.
         runs: By bundle, what its panel shows: `harness.leaderboard.panel.summarise_run`.
         shared: What these have in common.
         rejected: File and reason of each bundle that is not ranked.
@@ -122,6 +126,7 @@ def render_page(
         .get_template("page.html")
         .render(
             tabs=tabs,
+            summaries=summaries,
             rejected=rejected,
             policy=Markup(policy),
             style=Markup(style),
@@ -179,6 +184,12 @@ def _ranks(board: Leaderboard) -> dict[str, str]:
 def _data(tabs: Sequence[Tab], runs: Mapping[str, Json], shared: Sequence[Json]) -> Json:
     """Return what the scripts know: boards, runs by the id of their rows, and what these share."""
     tables = [table for tab in tabs for table in tab.tables]
+    places = {
+        (metric, source): place
+        for table in tables
+        for metric in METRICS
+        for place, source in enumerate(table.ranks[metric])
+    }
     return {
         "fields": {
             "config": [item.name for item in dataclasses.fields(TrialConfig)],
@@ -203,7 +214,8 @@ def _data(tabs: Sequence[Tab], runs: Mapping[str, Json], shared: Sequence[Json])
                 "board": table.id,
                 "digest": row.source,
                 "tier": row.tier,
-                "ranks": [table.ranks["f1"][row.source], table.ranks["accuracy"][row.source]],
+                "ranks": [table.ranks[metric][row.source] for metric in METRICS],
+                "places": [places[metric, row.source] for metric in METRICS],
                 "f1": [round(10_000 * value) for value in (row.f1, *row.f1_interval)],
                 "accuracy": [round(10_000 * value) for value in (row.accuracy, *row.accuracy_interval)],
                 "seconds": None if row.seconds is None else float(f"{row.seconds:.4g}"),

@@ -15,16 +15,17 @@ from pathlib import Path
 
 from harness.documents import write_atomically
 from harness.errors import StorageError
-from harness.leaderboard.adapters import plain, rank
 from harness.leaderboard.board import Leaderboard
 from harness.leaderboard.bundle import Bundle, bundle_files
 from harness.leaderboard.entry import Entry
 from harness.leaderboard.latex import format_latex
 from harness.leaderboard.page import render_page
 from harness.leaderboard.panel import Shared, summarise_run
+from harness.leaderboard.rank import rank
 from harness.leaderboard.render import _markdown as escape_markdown
 from harness.leaderboard.render import format_csv, format_json, format_markdown
 from harness.leaderboard.schema import json_schema
+from harness.leaderboard.summary import Summary, summarise
 from harness.leaderboard.verify import Verdict, bundle_entries, verify_file
 from harness.samples import Samples
 
@@ -95,6 +96,8 @@ def publish(records: Path, *, jobs: int = 1) -> Publication:
         "f1": rank(entries, metric="f1", split="test"),
         "accuracy": rank(entries, metric="accuracy", split="test"),
     }
+    of_backbones = rank(entries, metric="f1", by="backbone", split="test")
+    summaries = _summarise(of_backbones)
     ranked = {row.source for board in boards["f1"] for row in board.rows}
     rejected += [
         Rejected(file=one.file, reason="it has no complete final training with scores on test")
@@ -105,13 +108,14 @@ def publish(records: Path, *, jobs: int = 1) -> Publication:
     shared = Shared()
     runs = {digest: summarise_run(one.bundle, shared) for digest, one in verified.items() if digest in ranked}
     files = {
-        "LEADERBOARD.md": _format_document(boards["f1"], rejected),
-        "leaderboard.csv": format_csv(plain(boards["f1"])),
-        "leaderboard.json": format_json(plain(boards["f1"])),
+        "LEADERBOARD.md": _format_document(boards["f1"], summaries, rejected),
+        "leaderboard.csv": format_csv(boards["f1"]),
+        "leaderboard.json": format_json(boards["f1"]),
         SCHEMA_FILE: json.dumps(json_schema(), indent=2) + "\n",
-        "leaderboard.tex": format_latex(rank(entries, metric="f1", by="backbone", split="test")),
+        "leaderboard.tex": format_latex(of_backbones),
         "index.html": render_page(
             boards,
+            summaries=summaries,
             runs=runs,
             shared=shared.values,
             rejected=[(one.file, one.reason) for one in rejected],
@@ -176,9 +180,19 @@ def _verdicts(paths: Sequence[Path], jobs: int) -> Iterator[tuple[Path, tuple[Bu
         yield from zip(paths, pool.map(verify_file, paths, chunksize=8), strict=True)
 
 
-def _format_document(boards: Sequence[Leaderboard], rejected: Sequence[Rejected]) -> str:
-    """Write the Markdown file: a section for each table, then what was left out."""
+def _summarise(boards: Sequence[Leaderboard]) -> list[Summary]:
+    """Summarise what was pretrained and what was not apart, where there is enough to do so."""
+    kinds = sorted({board.init for board in boards})
+    found = [summarise(board for board in boards if board.init == kind) for kind in kinds]
+    return [summary for summary in found if summary]
+
+
+def _format_document(
+    boards: Sequence[Leaderboard], summaries: Sequence[Summary], rejected: Sequence[Rejected]
+) -> str:
+    """Write the Markdown file: data sets together, a section for each table, then what was left out."""
     parts = [_BEFORE_TABLES]
+    parts += [f"## Across data sets\n\n{_format_summary(summary)}" for summary in summaries]
     for board in boards:
         classes = ", ".join(escape_markdown(name) for name in board.classes)
         floor = f"The majority class is {escape_markdown(board.floor.label)}. " if board.floor else ""
@@ -191,3 +205,22 @@ def _format_document(boards: Sequence[Leaderboard], rejected: Sequence[Rejected]
         )
         parts.append(f"## Left out\n\nThese bundles could not be ranked.\n\n{lines}")
     return "\n".join(parts)
+
+
+def _format_summary(summary: Summary) -> str:
+    heads = ["#", "backbone", "mean rank", "Borda", "win rate", *summary.datasets]
+    rules = ["---:", "---"] + ["---:"] * (len(heads) - 2)
+    rows = [
+        [
+            str(item.rank),
+            item.backbone,
+            f"{item.mean_rank:.2f}",
+            f"{item.borda:g}",
+            f"{100 * item.win_rate:.0f} %",
+            *(f"{place:g}" for place in item.places),
+        ]
+        for item in summary.standings
+    ]
+    lines = [[escape_markdown(cell) for cell in line] for line in (heads, *rows)]
+    table = "".join(f"| {' | '.join(line)} |\n" for line in (lines[0], rules, *lines[1:]))
+    return f"{escape_markdown(summary.caption())}\n\n{table}"

@@ -13,8 +13,9 @@ let metric = "f1";
 let current = "overview";
 
 const runOf = (row) => data.runs[row.dataset.run];
+const ranked = () => (metric === "f1" ? 0 : 1);
 const KEYS = {
-  rank: (run) => parseInt(run.ranks[metric === "f1" ? 0 : 1], 10),
+  rank: (run) => run.places[ranked()],
   f1: (run) => run.f1[0],
   accuracy: (run) => run.accuracy[0],
   params: (run) => run.cost && run.cost[params],
@@ -94,7 +95,7 @@ for (const input of document.querySelectorAll("[name=metric]")) {
     metric = input.value;
     root.dataset.metric = metric;
     for (const table of tables) {
-      for (const row of table.tBodies[0].rows) row.cells[0].textContent = runOf(row).ranks[metric === "f1" ? 0 : 1];
+      for (const row of table.tBodies[0].rows) row.cells[0].textContent = runOf(row).ranks[ranked()];
       sortTable(table, "rank", false);
     }
     drawPlots();
