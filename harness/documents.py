@@ -16,6 +16,8 @@ from typing import Any, Literal, TypeVar
 from harness.errors import StorageError
 
 T = TypeVar("T")
+_SCALARS: Mapping[type[Any], set[type[Any]]] = {int: {int}, float: {int, float}, str: {str}}
+"""What may stand for a type in JSON."""
 
 
 def canonical(value: object) -> str:
@@ -163,8 +165,8 @@ def find_misfit(hint: Any, value: object, name: str = "") -> str:
         if not isinstance(value, tuple):
             return name
         if args[-1] is Ellipsis:
-            if args[0] in (int, str):
-                return "" if all(type(item) is args[0] for item in value) else name
+            if args[0] in _SCALARS:
+                return "" if {*map(type, value)} <= _SCALARS[args[0]] else name
             parts = ((args[0], item, f"{name}.{index}") for index, item in enumerate(value))
         else:
             if len(value) != len(args):
@@ -174,10 +176,8 @@ def find_misfit(hint: Any, value: object, name: str = "") -> str:
         if not isinstance(value, dict):
             return name
         parts = ((args[1], item, f"{name}.{key}") for key, item in value.items())
-    elif hint is float:
-        return "" if type(value) in (int, float) else name
     else:
-        return "" if type(value) is hint else name
+        return "" if type(value) in _SCALARS.get(hint, {hint}) else name
     return next(filter(None, (find_misfit(part, item, key) for part, item, key in parts)), "")
 
 

@@ -154,14 +154,14 @@ def bundle_files(folder: Path) -> Iterator[Path]:
 
 
 def _pack(values: npt.NDArray[Any]) -> str:
-    return base64.b85encode(zlib.compress(values.tobytes(), 9)).decode("ascii")
+    return base64.b64encode(zlib.compress(values.tobytes(), 9)).decode("ascii")
 
 
 def _unpack(text: str, dtype: str) -> npt.NDArray[Any]:
     inflater = zlib.decompressobj()
     try:
         # Bounded: a few bytes of a stranger's may unfold to more than memory holds.
-        values = inflater.decompress(base64.b85decode(text), _LARGEST)
+        values = inflater.decompress(base64.b64decode(text, validate=True), _LARGEST)
         if not inflater.eof:
             raise ValueError("answers are cut short, or larger than any")
         return np.frombuffer(values, dtype=dtype)

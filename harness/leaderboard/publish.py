@@ -31,6 +31,8 @@ from harness.samples import Samples
 
 SHARE = 20
 """Bundles that are worth a process of their own."""
+SHOWN = 3
+"""Problems of a rejected bundle that are listed."""
 SCHEMA_FILE = "leaderboard.schema.json"
 _BEFORE_TABLES = """\
 # Leaderboard
@@ -156,7 +158,7 @@ def _read(records: Path, jobs: int) -> tuple[dict[str, _Verified], list[Rejected
     for path, (bundle, verdict) in _verdicts(list(bundle_files(records)), jobs):
         file = path.relative_to(records).as_posix()
         if bundle is None or verdict.problems:
-            rejected.append(Rejected(file=file, reason="; ".join(verdict.problems)))
+            rejected.append(Rejected(file=file, reason=_reason(verdict.problems)))
             continue
         # Bundles of one protocol list the same images: held once, a thousand of them fit into memory.
         protocol = bundle.records[0].protocol.digest
@@ -167,6 +169,11 @@ def _read(records: Path, jobs: int) -> tuple[dict[str, _Verified], list[Rejected
         one = _Verified(bundle=replace(bundle, samples=samples), file=file, entries=entries)
         verified.setdefault(entries[0].source, one)
     return dict(sorted(verified.items())), rejected
+
+
+def _reason(problems: Sequence[str]) -> str:
+    more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+    return "; ".join(problems[:SHOWN]) + more
 
 
 def _verdicts(paths: Sequence[Path], jobs: int) -> Iterator[tuple[Path, tuple[Bundle | None, Verdict]]]:
