@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -15,11 +16,31 @@ from typing import Any, Literal, TypeVar
 from harness.errors import StorageError
 
 T = TypeVar("T")
+_SCALARS: Mapping[type[Any], set[type[Any]]] = {int: {int}, float: {int, float}, str: {str}}
+"""What may stand for a type in JSON."""
 
 
 def canonical(value: object) -> str:
-    """Write JSON in the one form that digests are taken of: sorted keys, no spaces, UTF-8, no NaN."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    """Write JSON in the one form that digests are taken of: sorted keys, no spaces, UTF-8, no NaN.
+
+    A dataclass is an object of its fields. `dataclasses.asdict` says the same, and copies each number first.
+    """
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False, default=_fields
+    )
+
+
+def _fields(value: object) -> dict[str, Any]:
+    if not dataclasses.is_dataclass(value):
+        raise TypeError(f"no JSON of {type(value).__name__}")
+    return {name: getattr(value, name) for name in _hints(type(value))}
+
+
+@functools.cache
+def _hints(cls: type[Any]) -> dict[str, Any]:
+    """Return the types of a dataclass's fields by name; to work them out takes longer than to use them."""
+    hints = typing.get_type_hints(cls)
+    return {item.name: hints[item.name] for item in dataclasses.fields(cls)}
 
 
 def digest(value: object) -> str:
@@ -138,14 +159,14 @@ def find_misfit(hint: Any, value: object, name: str = "") -> str:
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         if not isinstance(value, hint):
             return name
-        hints = typing.get_type_hints(hint)
+        hints = _hints(hint)
         parts = ((hints[key], getattr(value, key), f"{name}.{key}".strip(".")) for key in hints)
     elif origin is tuple:
         if not isinstance(value, tuple):
             return name
         if args[-1] is Ellipsis:
-            if args[0] in (int, str):
-                return "" if all(type(item) is args[0] for item in value) else name
+            if args[0] in _SCALARS:
+                return "" if {*map(type, value)} <= _SCALARS[args[0]] else name
             parts = ((args[0], item, f"{name}.{index}") for index, item in enumerate(value))
         else:
             if len(value) != len(args):
@@ -155,10 +176,8 @@ def find_misfit(hint: Any, value: object, name: str = "") -> str:
         if not isinstance(value, dict):
             return name
         parts = ((args[1], item, f"{name}.{key}") for key, item in value.items())
-    elif hint is float:
-        return "" if type(value) in (int, float) else name
     else:
-        return "" if type(value) is hint else name
+        return "" if type(value) in _SCALARS.get(hint, {hint}) else name
     return next(filter(None, (find_misfit(part, item, key) for part, item, key in parts)), "")
 
 
@@ -170,7 +189,7 @@ def file_sha256(path: Path) -> str:
 
 def from_json(cls: type[T], value: Any) -> T:
     """Build a record dataclass from its JSON form, restoring tuples and nested records."""
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     return cls(**{name: _restore(hints[name], item) for name, item in value.items()})
 
 

@@ -42,13 +42,13 @@ def judge(text, tmp_path):
 
 
 def pack(values, dtype):
-    return base64.b85encode(zlib.compress(np.asarray(values, dtype=dtype).tobytes())).decode()
+    return base64.b64encode(zlib.compress(np.asarray(values, dtype=dtype).tobytes())).decode()
 
 
 def answers_of(body, split="test"):
     packed = body["answers"][0][split]
     raw = {
-        name: np.frombuffer(zlib.decompress(base64.b85decode(packed[name])), dtype=dtype)
+        name: np.frombuffer(zlib.decompress(base64.b64decode(packed[name])), dtype=dtype)
         .reshape(-1, 3)
         .copy()
         for name, dtype in (("classes", "<u2"), ("scores", "<f2"))
@@ -75,7 +75,7 @@ def swap_labels(body):
 def score(body, split="test"):
     """Make the scores of each record those of its answers."""
     for record, answers in zip(body["records"], body["answers"], strict=True):
-        values = np.frombuffer(zlib.decompress(base64.b85decode(answers[split]["classes"])), dtype="<u2")
+        values = np.frombuffer(zlib.decompress(base64.b64decode(answers[split]["classes"])), dtype="<u2")
         chosen = values.reshape(-1, 3)[:, 0].astype(np.int64)
         scores = metrics.evaluate(np.array(body["samples"][split]["labels"]), chosen, 3)
         record["scores"][split] = json.loads(canonical(dataclasses.asdict(scores)))
@@ -134,7 +134,7 @@ def bomb(body):
     inflated = zlib.compressobj(9)
     chunk = bytes(2**24)
     text = b"".join(inflated.compress(chunk) for _ in range(20)) + inflated.flush()
-    body["answers"][0]["test"]["classes"] = base64.b85encode(text).decode()
+    body["answers"][0]["test"]["classes"] = base64.b64encode(text).decode()
 
 
 def cut_answers(body):

@@ -89,7 +89,7 @@ class Bundle:
     @property
     def digest(self) -> str:
         """Return the SHA-256 that names the bundle."""
-        return digest(dataclasses.asdict(self))
+        return digest(self)
 
 
 def write_bundle(folder: Path, bundle: Bundle) -> Path:
@@ -142,7 +142,7 @@ def read_foreign(cls: type[T], path: Path, schema: str, what: str) -> T:
             f"{what} has not the form of its schema", where=str(path), why=f"{misfit} is of another type"
         )
     # A name that is there twice is one thing to us, and may be another to the next reader.
-    body = dataclasses.asdict(document)
+    body = {item.name: getattr(document, item.name) for item in dataclasses.fields(document)}
     if path.read_text(encoding="utf-8") != canonical({**body, "sha256": digest(body)}) + "\n":
         raise StorageError(f"{what} is not written in the canonical form", where=str(path))
     return document
@@ -154,14 +154,14 @@ def bundle_files(folder: Path) -> Iterator[Path]:
 
 
 def _pack(values: npt.NDArray[Any]) -> str:
-    return base64.b85encode(zlib.compress(values.tobytes(), 9)).decode("ascii")
+    return base64.b64encode(zlib.compress(values.tobytes(), 9)).decode("ascii")
 
 
 def _unpack(text: str, dtype: str) -> npt.NDArray[Any]:
     inflater = zlib.decompressobj()
     try:
         # Bounded: a few bytes of a stranger's may unfold to more than memory holds.
-        values = inflater.decompress(base64.b85decode(text), _LARGEST)
+        values = inflater.decompress(base64.b64decode(text, validate=True), _LARGEST)
         if not inflater.eof:
             raise ValueError("answers are cut short, or larger than any")
         return np.frombuffer(values, dtype=dtype)
