@@ -67,7 +67,7 @@ def predict(
             why=str(error).splitlines()[0],
             fixes=["install the versions that the card names"],
         ) from error
-    model.eval().to(target, memory_format=layout_of(target))
+    model.eval().to(target).to(memory_format=layout_of(target))
     resize = short_side(inputs.size, inputs.crop)
     parts = []
     with torch.inference_mode():
