@@ -94,9 +94,10 @@ def read_policy(policy: Callable[[Tensor], Tensor]) -> tuple[Draw, int, str] | N
     None but for torchvision's own transforms in one of two chains: a random resized crop, with a random
     horizontal flip after it or not; or a resizing that changes nothing here, and a centre crop.
     """
-    if type(policy) is not v2.Compose:
+    chain: Any = policy
+    if type(chain) is not v2.Compose:
         return None
-    steps: list[nn.Module] = list(policy.transforms)
+    steps: list[nn.Module] = list(chain.transforms)
     if any(step._forward_hooks or step._forward_pre_hooks for step in steps):
         return None
     match [type(step) for step in steps]:
