@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -272,3 +273,45 @@ def verify(ctx: click.Context, files: tuple[Path, ...], data: str | None, as_jso
     verdicts = check_files(files, data, ctx.find_root().obj)
     print_verdicts(verdicts, as_json)
     ctx.exit(5 if any(verdict.problems for _, verdict in verdicts) else 0)
+
+
+@command.command()
+@click.option(
+    "--records",
+    type=click.Path(path_type=Path, file_okay=False),
+    default="leaderboard/records",
+    show_default=True,
+    help="Folder of bundles.",
+)
+@click.option(
+    "--to",
+    type=click.Path(path_type=Path, file_okay=False),
+    default="leaderboard",
+    show_default=True,
+    help="Folder of the published files.",
+)
+@click.option("--check", is_flag=True, help="Write nothing; fail where the files are not what the bundles give.")
+@click.pass_context
+def publish(ctx: click.Context, records: Path, to: Path, check: bool) -> None:
+    """Write the leaderboard as Markdown, CSV, JSON, LaTeX and one HTML page, from bundles alone.
+
+    Each bundle is verified; one that fails is listed and left out, and the exit code is 3. With --check it is 6
+    where a published file is missing or stale.
+    """
+    from harness.leaderboard import publish as publishing
+
+    made = publishing.publish(records, jobs=_processors())
+    for rejected in made.rejected:
+        _say(f"left out {rejected.file}: {rejected.reason}")
+    if not made.runs:
+        _say(f"nothing to rank: no bundle that holds under {records}", "  make one  harness leaderboard submit")
+    if check:
+        publishing.check_publication(made, to)
+    for name in publishing.write_publication(made, to):
+        _write(f"{to / name}\n")
+    _say(f"{made.runs} runs in {len(made.boards)} tables, up to date in {to}")
+    ctx.exit(3 if made.rejected else 0)
+
+
+def _processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

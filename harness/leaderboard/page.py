@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import functools
 import hashlib
 import math
 import re
@@ -165,9 +166,20 @@ def _tabs(boards: Mapping[Metric, Sequence[Leaderboard]]) -> list[Tab]:
         )
         found.setdefault(board.dataset, []).append(table)
     return [
-        Tab(id=f"data-{number}", dataset=name, tables=tuple(tables))
-        for number, (name, tables) in enumerate(found.items())
+        Tab(id=address, dataset=name, tables=tuple(tables))
+        for address, (name, tables) in zip(_addresses(found), found.items(), strict=True)
     ]
+
+
+def _addresses(names: Iterable[str]) -> list[str]:
+    """Return what data sets are called in the page's address; links to them last as long as their names."""
+    found: list[str] = []
+    for name in names:
+        plain = "".join(sign if sign.isascii() and sign.isalnum() else "-" for sign in name).lower()
+        address = f"data-{plain.strip('-')[:40] or 'set'}"
+        same = sum(other == address or other.startswith(f"{address}--") for other in found)
+        found.append(f"{address}--{same + 1}" if same else address)
+    return found
 
 
 def _key(board: Leaderboard) -> tuple[str, str, str]:
@@ -240,6 +252,7 @@ def _template_text(name: str) -> str:
     return (resources.files("harness.leaderboard") / "templates" / name).read_text(encoding="utf-8")
 
 
+@functools.cache
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_template_text),

@@ -138,6 +138,24 @@ def write_publication(publication: Publication, folder: Path) -> list[str]:
     return names
 
 
+def check_publication(publication: Publication, folder: Path) -> None:
+    """Compare published files with what the bundles give.
+
+    Raises:
+        StorageError: A file is missing, or is not what it should be.
+    """
+    missing = [name for name in publication.files if not (folder / name).is_file()]
+    stale = [name for name in stale_files(publication, folder) if name not in missing]
+    if missing or stale:
+        lists = {"missing": missing, "not what the bundles give": stale}
+        raise StorageError(
+            "the published leaderboard is stale",
+            where=str(folder),
+            why="; ".join(f"{', '.join(names)}: {what}" for what, names in lists.items() if names),
+            fixes=["publish it again: harness leaderboard publish, with the same --records and --to"],
+        )
+
+
 def stale_files(publication: Publication, folder: Path) -> list[str]:
     """Return the names of the published files that are missing or not what the bundles give."""
     return [name for name, text in publication.files.items() if _content(folder / name) != text.encode()]
