@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.data.bank import Bank
+from harness.data.bank import Bank, short_side
 from harness.data.manifest import Item
 from harness.data.scan import content_sha256
 from harness.data.views import eval_batch, normalise, train_batch
 from harness.errors import PluginError
+from harness.specs import InputSpec
 
 
 @pytest.fixture
@@ -139,3 +140,15 @@ def test_normalising_shifts_and_scales_each_channel() -> None:
     laid_out = normalise(images, mean, std, torch.channels_last)
     assert laid_out.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(laid_out, values)
+
+
+@pytest.mark.parametrize("crop", [0.875, 0.95, 1.0])
+@pytest.mark.parametrize("size", [24, 29, 224])
+def test_without_augmentation_training_sees_what_evaluation_sees(registry, tmp_path, size, crop) -> None:
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (300, 341, 3), dtype=np.uint8)
+    item = Item(id="0", label=0, split="train", sha256=content_sha256(image), image=image)
+    bank = Bank.open([item], short_side(size, crop), "bicubic", tmp_path)
+    inputs = InputSpec(size=size, crop=crop, interpolation="bicubic")
+    none = registry.augmentations.get("none").spec.build(inputs)
+    assert torch.equal(train_batch(bank, [0], 0, none, "none", "set"), eval_batch(bank, [0], size))

@@ -9,7 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from harness.config import RunConfig, StudyConfig
-from harness.data.manifest import SPLITS, Manifest, SplitRules, check_dataset
+from harness.data.audit import SPLITS
+from harness.data.manifest import Manifest, SplitRules, check_dataset
 from harness.documents import write_document
 from harness.engine.job import TrialJob
 from harness.engine.weights import ResolvedWeights, preflight

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,8 @@ def build_none(inputs: InputSpec) -> Callable[[Tensor], Tensor]:
     """Resize the short side and crop the centre: what evaluation sees."""
     from torchvision.transforms import v2
 
-    side = max(inputs.size, round(inputs.size / inputs.crop))
+    # Rounded as evaluation does.
+    side = max(inputs.size, math.floor(inputs.size / inputs.crop))
     return _chain(
         v2.Resize(side, interpolation=v2.InterpolationMode(inputs.interpolation), antialias=True),
         v2.CenterCrop(inputs.size),
