@@ -1,8 +1,8 @@
 """Drive the published page in headless Chromium: `python benchmarks/drive_page.py leaderboard/index.html`.
 
-Sorts, filters, switches the ranked metric, opens and closes a run with the keyboard, and follows a link to a
-run; prints what each took and whether the page logged an error or asked for anything. Takes pictures at 390 and
-1440 px in both colour schemes with `--shots DIR`. Needs a Chromium on the path, such as Debian's package.
+Sorts by every column, filters, opens a run and closes it with the keyboard; prints what each took, how wide
+the page is, and whether it logged an error or asked for anything. With `--shots DIR` takes pictures at 390 and
+1440 px in both colour schemes. Needs a Chromium on the path, such as Debian's package.
 """
 
 from __future__ import annotations
@@ -75,7 +75,8 @@ class Page:
         self.events.clear()
         self.call("Page.navigate", url="about:blank")
         self.call("Page.navigate", url=address)
-        self.run("new Promise((done) => document.readyState === 'complete' ? done() : addEventListener('load', done))")
+        loaded = "document.readyState === 'complete' ? done() : addEventListener('load', done)"
+        self.run(f"new Promise((done) => {loaded})")
 
     def run(self, script: str) -> Any:
         """Return what a script gives, once it is settled."""
@@ -123,8 +124,8 @@ class Page:
 
     def requests(self) -> list[str]:
         """Return the addresses that were asked for since the page was opened."""
-        sent = [event["params"] for event in self.events if event.get("method") == "Network.requestWillBeSent"]
-        return [params["request"]["url"] for params in sent]
+        sent = [event for event in self.events if event.get("method") == "Network.requestWillBeSent"]
+        return [event["params"]["request"]["url"] for event in sent]
 
 
 @contextlib.contextmanager
@@ -173,7 +174,7 @@ def chromium(program: str) -> Iterator[Page]:
             os.close(receive)
 
 
-# Clicks and waits until what it changed is laid out and painted: what a person waits for.
+# Clicks and waits until what it changed is laid out, then painted: what a person waits for.
 CLICK = """
 (async (element) => {
   const start = performance.now();
@@ -184,22 +185,70 @@ CLICK = """
   return [script, performance.now() - start];
 })(%s)
 """
+FILTER = """
+(() => {
+  const start = performance.now(), box = document.getElementById('filter');
+  box.value = %s;
+  box.dispatchEvent(new Event('input'));
+  document.body.getBoundingClientRect();
+  return [performance.now() - start, document.getElementById('status').textContent];
+})()
+"""
 PANEL = "document.querySelector('.panel:not([hidden])')"
+LONGEST = """
+go('#' + [...document.querySelectorAll('.panel')].sort((a, b) =>
+  b.querySelectorAll('tbody tr').length - a.querySelectorAll('tbody tr').length)[0].id)
+"""
 
 
-def time_sorting(page: Page) -> list[tuple[str, float, float]]:
-    """Click each header of the longest table: (header, ms until laid out, ms until painted)."""
-    page.run(
-        "go('#' + [...document.querySelectorAll('.panel')].sort((a, b) => "
-        "b.querySelectorAll('tbody tr').length - a.querySelectorAll('tbody tr').length)[0].id)"
-    )
+def time_sorting(page: Page) -> list[tuple[str, float, float, float]]:
+    """Click each header of the longest table.
+
+    Returns:
+        Header, milliseconds until laid out, until painted, and of CPU in the page's own thread.
+    """
+    page.call("Performance.enable")
+    page.run(LONGEST)
     heads = page.run(f"{PANEL}.querySelectorAll('table.runs th button').length")
     found = []
     for at in range(heads):
         button = f"{PANEL}.querySelectorAll('table.runs th button')[{at}]"
+        before = _thread_seconds(page)
         script, painted = page.run(CLICK % button)
-        found.append((page.run(f"{button}.textContent"), script, painted))
+        spent = 1000 * (_thread_seconds(page) - before)
+        found.append((page.run(f"{button}.textContent"), script, painted, spent))
     return found
+
+
+def _thread_seconds(page: Page) -> float:
+    metrics = page.call("Performance.getMetrics")["metrics"]
+    return next(metric["value"] for metric in metrics if metric["name"] == "ThreadTime")
+
+
+def drive(page: Page, address: str) -> None:
+    """Do what a reader does, and print what it took and what it said."""
+    rows = page.run(f"{LONGEST}; {PANEL}.querySelectorAll('table.runs tbody tr').length")
+    print(f"{rows} rows in the longest tab; loaded after {page.run('Math.round(performance.now())')} ms")
+    times = time_sorting(page)
+    for name, script, painted, spent in times:
+        print(f"  {name:<18} {script:6.1f} ms laid out, {painted:6.1f} ms painted, {spent:6.1f} ms CPU")
+    laid_out, spent = ([time[at] for time in times] for at in (1, 3))
+    print(f"  laid out: median {statistics.median(laid_out):.1f} ms, most {max(laid_out):.1f} ms")
+    print(f"  CPU:      median {statistics.median(spent):.1f} ms, most {max(spent):.1f} ms")
+    took, said = page.run(FILTER % "'adamw'")
+    print(f"filter 'adamw': {took:.1f} ms; {said}")
+    page.run(f"location.hash = {PANEL}.querySelector('tbody tr:not([hidden]) a').hash")
+    page.run("new Promise((done) => setTimeout(done, 200))")
+    heads = page.run("[...document.querySelectorAll('#run h3')].map((head) => head.textContent)")
+    print(f"run open: {page.run('document.getElementById(`run`).open')}, {', '.join(heads)}")
+    page.press("Escape", 27)
+    page.run("new Promise((done) => setTimeout(done, 100))")
+    print(f"closed by Escape: {page.run('!document.getElementById(`run`).open')}")
+    for width in WIDTHS:
+        page.resize(width, 900)
+        print(f"window of {width} px: page of {page.run('document.documentElement.scrollWidth')} px")
+    beyond = [url for url in page.requests() if not url.startswith((address, "about:", "data:"))]
+    print(f"complaints: {page.complaints() or 'none'}; requests beyond the page: {beyond or 'none'}")
 
 
 def take_pictures(page: Page, address: str, folder: Path) -> None:
@@ -235,33 +284,7 @@ def main() -> None:
     with chromium(program) as page:
         page.resize(1440, 900)
         page.open(address)
-        if page.complaints():
-            raise SystemExit("\n".join(page.complaints()))
-        rows = page.run("Math.max(...[...document.querySelectorAll('table.runs')].map((t) => t.tBodies[0].rows.length))")
-        print(f"{rows} rows in the longest table; loaded in {page.run('Math.round(performance.now())')} ms")
-        times = time_sorting(page)
-        for name, script, painted in times:
-            print(f"  sort by {name:<18} {script:6.1f} ms laid out, {painted:6.1f} ms painted")
-        print(f"  median {statistics.median(t for _, t, _ in times):.1f} ms, most {max(t for _, t, _ in times):.1f} ms laid out")
-        filtered = page.run(
-            "(() => { const box = document.getElementById('filter'); const start = performance.now(); box.value = 'adamw';"
-            "box.dispatchEvent(new Event('input')); document.body.getBoundingClientRect();"
-            "return [performance.now() - start, document.getElementById('status').textContent]; })()"
-        )
-        print(f"  filter 'adamw': {filtered[0]:.1f} ms, {filtered[1]}")
-        page.run("location.hash = document.querySelector('.panel:not([hidden]) tbody a').hash")
-        page.run("new Promise((done) => setTimeout(done, 200))")
-        print(f"  run open: {page.run('document.getElementById(`run`).open')}")
-        page.press("Escape", 27)
-        page.run("new Promise((done) => setTimeout(done, 100))")
-        print(f"  closed by Escape: {page.run('!document.getElementById(`run`).open')}")
-        wide = {}
-        for width in WIDTHS:
-            page.resize(width, 900)
-            wide[width] = page.run("document.documentElement.scrollWidth")
-        print(f"  width of the page at {WIDTHS}: {tuple(wide.values())}")
-        print(f"complaints: {page.complaints() or 'none'}")
-        print(f"requests beyond the page: {[one for one in page.requests() if not one.startswith((address, 'about:', 'data:'))] or 'none'}")
+        drive(page, address)
         if options.shots:
             take_pictures(page, address, options.shots)
 

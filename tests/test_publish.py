@@ -32,7 +32,13 @@ def bundles(tmp_path_factory):
         for draw, backbone in enumerate(("resnet18.a1_in1k", "convnext_atto.d2_in1k")):
             quality = 0.9 - 0.3 * draw
             bundle = make_bundle(
-                dataset=dataset, classes=classes, n=60, backbone=backbone, draw=draw, quality=quality, seeds=(1, 2)
+                dataset=dataset,
+                classes=classes,
+                n=60,
+                backbone=backbone,
+                draw=draw,
+                quality=quality,
+                seeds=(1, 2),
             )
             write_bundle(folder, bundle)
     return folder
@@ -49,7 +55,8 @@ def embedded():
     """Return a function that reads the data a page holds."""
 
     def read(page):
-        return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)[1])
+        (held,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)
+        return json.loads(held)
 
     return read
 
@@ -90,7 +97,8 @@ def test_the_schema_says_what_a_field_is():
 
     board = json_schema()["properties"]["leaderboards"]["items"]
     row = board["properties"]["rows"]["items"]
-    assert row["properties"]["f1"] == {"type": "number", "description": "Macro-F1 in [0, 1], mean over seeds."}
+    note = "Macro-F1 in [0, 1], mean over seeds."
+    assert row["properties"]["f1"] == {"type": "number", "description": note}
     assert row["properties"]["seconds"]["anyOf"] == [{"type": "number"}, {"type": "null"}]
     assert row["properties"]["f1_interval"]["minItems"] == 2
     assert set(row["required"]) == set(row["properties"])
@@ -223,9 +231,7 @@ def test_the_command_publishes_checks_and_names_what_it_left_out(records, tmp_pa
 
 def test_a_run_is_summed_up_for_its_panel(bundles, embedded):
     data = embedded(publish(bundles).files["index.html"])
-    (best,) = [
-        run for run in data["runs"].values() if run["ranks"][0] == "1" and run["board"] == "board-1"
-    ]
+    (best,) = [run for run in data["runs"].values() if run["ranks"][0] == "1" and run["board"] == "board-1"]
     assert data["boards"]["board-1"]["dataset"] == "trashnet"
     assert dict(zip(data["fields"]["config"], best["config"], strict=True))["backbone"] == "resnet18.a1_in1k"
     assert [seed for seed, *_ in best["seeds"]] == [1, 2]
@@ -347,10 +353,11 @@ def hostile_bundle(text):
     def name(what):
         return f"{what}:{text}"
 
+    pattern = name("image").replace("{", "{{").replace("}", "}}") + "{number}"
     return make_bundle(
         dataset=name("dataset"),
         classes=(name("class"), "other"),
-        image=(name("image") + "{number}").replace("{", "{{").replace("}", "}}").replace("{{number}}", "{number}"),
+        image=pattern,
         n=12,
         seeds=(1,),
         epochs=1,

@@ -290,13 +290,13 @@ def verify(ctx: click.Context, files: tuple[Path, ...], data: str | None, as_jso
     show_default=True,
     help="Folder of the published files.",
 )
-@click.option("--check", is_flag=True, help="Write nothing; fail where the files are not what the bundles give.")
+@click.option("--check", is_flag=True, help="Write nothing; fail where a file is not fresh.")
 @click.pass_context
 def publish(ctx: click.Context, records: Path, to: Path, check: bool) -> None:
     """Write the leaderboard as Markdown, CSV, JSON, LaTeX and one HTML page, from bundles alone.
 
-    Each bundle is verified; one that fails is listed and left out, and the exit code is 3. With --check it is 6
-    where a published file is missing or stale.
+    Each bundle is verified; one that fails is listed and left out, and the exit code is 3. With --check it
+    is 6 where a published file is missing, or is not what the bundles give.
     """
     from harness.leaderboard import publish as publishing
 
@@ -304,7 +304,7 @@ def publish(ctx: click.Context, records: Path, to: Path, check: bool) -> None:
     for rejected in made.rejected:
         _say(f"left out {rejected.file}: {rejected.reason}")
     if not made.runs:
-        _say(f"nothing to rank: no bundle that holds under {records}", "  make one  harness leaderboard submit")
+        _say(f"nothing to rank: no sound bundle under {records}", "  make one  harness leaderboard submit")
     if check:
         publishing.check_publication(made, to)
     for name in publishing.write_publication(made, to):

@@ -11,7 +11,7 @@ from harness.leaderboard.render import FLOOR, format_count, format_lr, format_sc
 from harness.text import safe_text
 
 PREAMBLE = """\
-% Needs \\usepackage[T1]{fontenc}, \\usepackage{textcomp} and \\usepackage{booktabs}; names may need XeTeX or LuaTeX.
+% Needs \\usepackage[T1]{fontenc}, \\usepackage{textcomp} and \\usepackage{booktabs}.
 """
 _SIGNS = {
     "\\": r"\textbackslash{}",
@@ -41,7 +41,7 @@ _TAIL = ("Params", "Train")
 
 
 def escape_latex(value: object) -> str:
-    """Return text that LaTeX sets as it is; control and direction-changing signs are shown by their number."""
+    """Return text that LaTeX sets as it is; control and direction-changing signs are shown by number."""
     text = "".join(
         f"\\textless{{}}U+{ord(sign):04X}\\textgreater{{}}"
         if unicodedata.category(sign)[0] == "C" or safe_text(sign) != sign
@@ -85,7 +85,7 @@ def _table(board: Leaderboard) -> str:
 
 def _line(row: Row, board: Leaderboard) -> str:
     shared = sum(other.rank == row.rank for other in board.rows) > 1
-    f1, accuracy = _score(row.f1, row.f1_interval), _score(row.accuracy, row.accuracy_interval)
+    f1, accuracy = format_score(row.f1, row.f1_interval), format_score(row.accuracy, row.accuracy_interval)
     if row.rank == 1:
         ranked, plain = (f1, accuracy) if board.metric == "f1" else (accuracy, f1)
         ranked = rf"\textbf{{{ranked}}}"
@@ -109,10 +109,6 @@ def _floor_line(floor: Floor) -> str:
     name = f"{FLOOR} ({escape_latex(floor.label)})"
     cells = ["", name, "", "", "", "", format_score(floor.f1), format_score(floor.accuracy), "", ""]
     return " & ".join(cells) + r" \\"
-
-
-def _score(value: float, interval: tuple[float, float]) -> str:
-    return escape_latex(format_score(value, interval))
 
 
 def _origin(board: Leaderboard) -> str:

@@ -142,7 +142,7 @@ def render_page(
 
 
 def embed(value: Json) -> str:
-    """Write JSON that can stand inside a script element, whatever is in it: in ASCII, without `<`, `>`, `&`."""
+    """Write JSON that can stand in a script element, whatever it holds: in ASCII, without `<`, `>`, `&`."""
     return re.sub(r"[<>&]|[^\x20-\x7e]", _escape, canonical(value))
 
 
@@ -228,8 +228,8 @@ def _data(tabs: Sequence[Tab], runs: Mapping[str, Json], shared: Sequence[Json])
                 "tier": row.tier,
                 "ranks": [table.ranks[metric][row.source] for metric in METRICS],
                 "places": [places[metric, row.source] for metric in METRICS],
-                "f1": [round(10_000 * value) for value in (row.f1, *row.f1_interval)],
-                "accuracy": [round(10_000 * value) for value in (row.accuracy, *row.accuracy_interval)],
+                "f1": _millionths(row.f1, *row.f1_interval),
+                "accuracy": _millionths(row.accuracy, *row.accuracy_interval),
                 "seconds": None if row.seconds is None else float(f"{row.seconds:.4g}"),
                 "device": safe_text(row.device),
             }
@@ -237,6 +237,11 @@ def _data(tabs: Sequence[Tab], runs: Mapping[str, Json], shared: Sequence[Json])
             for row in table.board.rows
         },
     }
+
+
+def _millionths(*shares: float) -> list[int]:
+    """Return scores as the tables have them: rounded once more to tenths of a percent, they stay the same."""
+    return [round(1_000_000 * share) for share in shares]
 
 
 def run_id(row: Row) -> str:

@@ -76,8 +76,8 @@ def summarise_run(bundle: Bundle, shared: Shared) -> dict[str, Json]:
         shared: Where what other runs have too is kept.
 
     Returns:
-        JSON of a few kilobytes: config, scores of each seed, cost, learning curves, the confusions of the test
-        split over all seeds, F1 of each class from these, calibration, surest mistakes, and provenance.
+        JSON of a few kilobytes: config, scores of each seed, cost, learning curves, confusions on test over
+        all seeds, F1 of each class from these, calibration, surest mistakes, and provenance.
     """
     first = bundle.records[0]
     weights, cost = first.weights, first.cost

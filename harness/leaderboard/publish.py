@@ -38,8 +38,7 @@ _BEFORE_TABLES = """\
 # Leaderboard
 
 How well pretrained image backbones fine-tune, data set by data set. Every row follows from a bundle under
-`records/`: its configuration, its seeds and its predictions. Columns are explained in
-[The leaderboard](https://github.com/transfer-harness/transfer-harness/blob/main/docs/leaderboard.md).
+`records/`: its configuration, its seeds and its predictions. [The columns](../docs/leaderboard.md).
 `index.html` has every run with its curves and confusions; open it in a browser.
 Made by `harness leaderboard publish`; do not edit.
 """
@@ -180,9 +179,7 @@ def _read(records: Path, jobs: int) -> tuple[dict[str, _Verified], list[Rejected
             continue
         # Bundles of one protocol list the same images: held once, a thousand of them fit into memory.
         protocol = bundle.records[0].protocol.digest
-        samples = {
-            split: known.setdefault((protocol, split), part) for split, part in bundle.samples.items()
-        }
+        samples = {split: known.setdefault((protocol, split), part) for split, part in bundle.samples.items()}
         entries = bundle_entries(replace(bundle, samples=samples), verdict.tier)
         one = _Verified(bundle=replace(bundle, samples=samples), file=file, entries=entries)
         verified.setdefault(entries[0].source, one)
@@ -225,9 +222,7 @@ def _format_document(
             f"## {escape_markdown(board.dataset)}\n\n{format_markdown([board])}\n{floor}Classes: {classes}.\n"
         )
     if rejected:
-        lines = "".join(
-            f"* {escape_markdown(one.file)}: {escape_markdown(one.reason)}\n" for one in rejected
-        )
+        lines = "".join(f"* {escape_markdown(one.file)}: {escape_markdown(one.reason)}\n" for one in rejected)
         parts.append(f"## Left out\n\nThese bundles could not be ranked.\n\n{lines}")
     return "\n".join(parts)
 

@@ -85,7 +85,7 @@ function scores(run, board) {
     f1Val === null || f1Test === null ? "–" : ((f1Val - f1Test) / 100).toFixed(2).replace("-", "−"), show(accVal), show(accTest)];
   const rows = run.seeds.map(([seed, ...rest]) => line(`seed ${seed}`, rest));
   if (run.seeds.length > 1) rows.push(line("mean", [1, 2, 3, 4].map(mean)));
-  const interval = (metric) => `${LABELS[metric]} ${run[metric].map((value) => percent(value / 100)).join(" [").replace(/ \[([^ ]+)$/, ", $1]")}`;
+  const interval = (metric) => `${LABELS[metric]} ${run[metric].map((value) => percent(value / 1e4)).join(" [").replace(/ \[([^ ]+)$/, ", $1]")}`;
   return section("Scores", "wide", make("p", {}, `${interval("f1")} and ${interval("accuracy")} on ${board.split}, in percent with 95 % intervals.`),
     table("By seed, in percent; the gap is validation less test", ["Seed", "F1 val", "F1 test", "Gap", "Accuracy val", "Accuracy test"], rows));
 }

@@ -87,7 +87,7 @@ function drawPlot(figure, metric) {
   const runs = Object.entries(data.runs).filter(([, run]) => run.board === figure.dataset.board);
   const points = runs
     .filter(([, run]) => run.seconds > 0)
-    .map(([id, run]) => ({ id, run, name: run.config[0], seconds: run.seconds, device: run.device, score: run[metric][0] / 100 }));
+    .map(([id, run]) => ({ id, run, name: run.config[0], seconds: run.seconds, device: run.device, score: run[metric][0] / 1e4 }));
   figure.querySelector("svg, p")?.remove();
   if (!points.length) {
     figure.append(make("p", {}, "No run says how long it trained."));
@@ -108,11 +108,12 @@ function drawPlot(figure, metric) {
       draw("text", { x: left - 7, y: y(score) + 4, "text-anchor": "end" }, String(score)));
   }
   let last = -Infinity;
-  for (const time of TIMES.filter((time) => Math.log10(time) >= t0 && Math.log10(time) <= t1)) {
+  const times = TIMES.filter((time) => Math.log10(time) >= t0 && Math.log10(time) <= t1);
+  for (const time of times.length ? times : [points[0].seconds]) {
     if (x(time) - last < 44) continue;
     last = x(time);
     svg.append(draw("line", { class: "grid", x1: x(time), x2: x(time), y1: top, y2: height - bottom }),
-      draw("text", { x: x(time), y: height - bottom + 16, "text-anchor": "middle" }, timeText(time)));
+      draw("text", { x: x(time), y: height - bottom + 16, "text-anchor": "middle" }, times.length ? timeText(time) : duration(time)));
   }
   svg.append(draw("text", { x: width - right, y: height - 3, "text-anchor": "end" }, "training time, log scale"),
     draw("text", { x: 0, y: 12 }, `${LABELS[metric]}, %`));
@@ -172,7 +173,7 @@ function describe(figure, marks, points, metric) {
   marks.forEach((mark, at) => {
     const point = points[at];
     const show = () => {
-      const [score, low, high] = point.run[metric].map((value) => percent(value / 100));
+      const [score, low, high] = point.run[metric].map((value) => percent(value / 1e4));
       tip.replaceChildren(make("strong", {}, point.name), make("br"), `${LABELS[metric]} ${score} [${low}, ${high}]`, make("br"),
         `${duration(point.seconds)}${point.device ? ` on ${point.device}` : ""}`);
       tip.hidden = false;
