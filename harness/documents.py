@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import json
 import os
@@ -36,11 +35,15 @@ def _fields(value: object) -> dict[str, Any]:
     return {name: getattr(value, name) for name in _hints(type(value))}
 
 
-@functools.cache
+_HINTS: dict[type, dict[str, Any]] = {}
+
+
 def _hints(cls: type[Any]) -> dict[str, Any]:
     """Return the types of a dataclass's fields by name; to work them out takes longer than to use them."""
-    hints = typing.get_type_hints(cls)
-    return {item.name: hints[item.name] for item in dataclasses.fields(cls)}
+    if cls not in _HINTS:
+        hints = typing.get_type_hints(cls)
+        _HINTS[cls] = {item.name: hints[item.name] for item in dataclasses.fields(cls)}
+    return _HINTS[cls]
 
 
 def digest(value: object) -> str:
