@@ -22,8 +22,7 @@ from harness.leaderboard.latex import format_latex
 from harness.leaderboard.page import render_page
 from harness.leaderboard.panel import Shared, summarise_run
 from harness.leaderboard.rank import rank
-from harness.leaderboard.render import _markdown as escape_markdown
-from harness.leaderboard.render import format_csv, format_json, format_markdown
+from harness.leaderboard.render import escape_markdown, format_csv, format_json, format_markdown
 from harness.leaderboard.schema import json_schema
 from harness.leaderboard.summary import Summary, summarise
 from harness.leaderboard.verify import Verdict, bundle_entries, verify_file
@@ -90,7 +89,10 @@ def publish(records: Path, *, jobs: int = 1) -> Publication:
             "there are no bundles to publish",
             where=str(records),
             why="no such folder",
-            fixes=["name the folder of the bundles: --records DIR", "make one: harness leaderboard submit RUN"],
+            fixes=[
+                "name the folder of the bundles: --records DIR",
+                "make one: harness leaderboard submit RUN",
+            ],
         )
     verified, rejected = _read(records, jobs)
     entries = [entry for one in verified.values() for entry in one.entries]

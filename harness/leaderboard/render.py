@@ -259,15 +259,16 @@ def format_markdown(boards: Iterable[Leaderboard]) -> str:
     """Write leaderboards as GitHub-flavoured Markdown tables, each below its caption."""
     parts = []
     for board in boards:
-        heads = [_markdown(column.header) for column in _columns(board)]
+        heads = [escape_markdown(column.header) for column in _columns(board)]
         rules = ["---:" if column.numeric else "---" for column in _columns(board)]
-        rows = [[_markdown(cell) for cell in line] for line in _cells(board)]
+        rows = [[escape_markdown(cell) for cell in line] for line in _cells(board)]
         table = "".join(f"| {' | '.join(line)} |\n" for line in (heads, rules, *rows))
-        parts.append(f"{_markdown(board.caption())}\n\n{table}")
+        parts.append(f"{escape_markdown(board.caption())}\n\n{table}")
     return "\n".join(parts)
 
 
-def _markdown(value: str) -> str:
+def escape_markdown(value: str) -> str:
+    """Write text so that Markdown shows it as it is."""
     text = re.sub(r"[\\`*{}\[\]<>|~$&#!]", r"\\\g<0>", safe_text(value))
     # Inside a word an underscore means nothing, and escaping it would make every backbone hard to read.
     text = re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text)
