@@ -51,6 +51,21 @@ def test_the_finalists_time_is_set_aside(clock):
     assert budget.pays_for_final(records[0], costs)
 
 
+def test_what_trainings_take_beside_their_records_is_set_aside_too(clock):
+    records = [lasted(10, number=0)]
+    budget = Budget(100, FinalizeConfig(top=1, seeds=2))
+    budget.plan(records, [])
+    before = budget.for_search
+    for seconds in (30, 2, 2):  # the first waited for the worker
+        budget.note_overhead(seconds)
+    budget.plan(records, [])
+    assert budget.for_search == pytest.approx(before - 2 * 2)
+    clock.now = 100 - CostModel(records).final_seconds(records[0]) - 1
+    budget.note_overhead(2)
+    clock.now += 4
+    assert not budget.pays_for_final(records[0], CostModel(records))
+
+
 def test_a_training_that_takes_longer_than_foreseen_ends_at_an_epoch(clock):
     budget = Budget(100, FinalizeConfig(top=0))
     clock.now = 95

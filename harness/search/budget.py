@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -34,6 +35,7 @@ class Budget:
         self._finalize = finalize
         self._reserve = 0.0
         self._has_result = False
+        self._overheads: list[float] = []
         self.is_spent = False
         """Whether a training was left out, or ended, for lack of time."""
 
@@ -50,6 +52,15 @@ class Budget:
         """
         return THRIFT * max(0.0, self.left / self._seconds) if math.isfinite(self._seconds) else 0.0
 
+    def note_overhead(self, seconds: float) -> None:
+        """Note what a training took beside what its record says: messages, files, a worker's start."""
+        self._overheads.append(max(0.0, seconds))
+
+    @property
+    def _overhead(self) -> float:
+        """Seconds. The median, for the first training of a worker waits for its start."""
+        return statistics.median(self._overheads) if self._overheads else 0.0
+
     def plan(self, trials: Sequence[TrialRecord], finals: Sequence[TrialRecord]) -> None:
         """Set time aside for the finalists as they are now, less those that are tested already.
 
@@ -62,7 +73,8 @@ class Budget:
         costs = CostModel(trials)
         tested = Counter(record.number for record in finals if record.state == "complete")
         self._reserve = sum(
-            costs.final_seconds(finalist) * max(0, self._finalize.seeds - tested[finalist.number])
+            (costs.final_seconds(finalist) + self._overhead)
+            * max(0, self._finalize.seeds - tested[finalist.number])
             for finalist in choose_finalists(trials, self._finalize.top)
         )
 
@@ -81,7 +93,7 @@ class Budget:
 
     def pays_for_final(self, record: TrialRecord, costs: CostModel) -> bool:
         """Say whether there is time to train a finalist; notes it when there is not."""
-        return self._pays(costs.final_seconds(record))
+        return self._pays(costs.final_seconds(record) + self._overhead)
 
     def _pays(self, seconds: float) -> bool:
         # What is predicted is the worst seen: a little more than there is will do.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -285,6 +286,7 @@ class RunningStudy:
             return verdicts[place, epoch.epoch]
 
         self._stop.check()
+        began = time.monotonic()
         outcomes = self._executor.run(jobs, on_epoch, self._stop)
         for job, outcome, curve in zip(jobs, outcomes, curves, strict=True):
             # A worker that died has told its epochs already.
@@ -293,6 +295,8 @@ class RunningStudy:
             if kind == "search":
                 self._trials[job.number] = record
             self._registry.notify("harness_trial_finished", study=self._view, record=record)
+        took = sum(outcome.cost.total_seconds for outcome in outcomes if outcome.cost)
+        self._budget.note_overhead((time.monotonic() - began - took) / len(jobs))
 
     def _judge(self, job: TrialJob, epoch: EpochRecord, trial: optuna.Trial | None) -> bool:
         """Tell observers and the pruner of an epoch; return whether the training ends with it."""
