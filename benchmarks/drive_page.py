@@ -1,8 +1,8 @@
 """Drive the published page in headless Chromium: `python benchmarks/drive_page.py leaderboard/index.html`.
 
 Sorts by every column, filters, opens a run and closes it with the keyboard; prints what each took, how wide
-the page is, and whether it logged an error or asked for anything. With `--shots DIR` takes pictures at 390 and
-1440 px in both colour schemes. Needs a Chromium on the path, such as Debian's package.
+the page is, and whether it logged an error or asked for anything. With `--shots DIR` takes pictures at 390
+and 1440 px in both colour schemes. Needs a Chromium on the path, such as Debian's package.
 """
 
 from __future__ import annotations

@@ -482,7 +482,8 @@ def test_a_hostile_name_adds_no_markup(hostile, text):
     one, other = Shown(), Shown()
     one.feed(files["index.html"])
     other.feed(plain["index.html"])
-    assert one.tags == other.tags
+    # Where a long name may break is the page's own.
+    assert one.tags - {"wbr"} == other.tags - {"wbr"}
     assert one.attributes == other.attributes
     scripts = r"<script[ >]"
     assert len(re.findall(scripts, files["index.html"])) == len(re.findall(scripts, plain["index.html"])) == 4

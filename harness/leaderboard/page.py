@@ -275,6 +275,7 @@ def _environment() -> jinja2.Environment:
         "lr": format_lr,
         "run_id": run_id,
         "plural": _plural,
+        "breakable": _breakable,
     }
     environment.globals |= {"mark": _mark, "width": WIDTH}
     return environment
@@ -287,6 +288,11 @@ def _inert(value: Any) -> Any:
 
 def _plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def _breakable(name: str) -> Markup:
+    """Let a name break where its parts meet, rather than anywhere."""
+    return Markup("<wbr>").join(re.split(r"(?<=[._/-])(?=.)", safe_text(name)))
 
 
 def _mark(scale: Scale, value: float, interval: tuple[float, float]) -> Markup:

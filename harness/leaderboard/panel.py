@@ -7,7 +7,7 @@ ten-thousandths, and lists of small numbers are packed into text (`pack`).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -97,10 +97,9 @@ def summarise_run(bundle: Bundle, shared: Shared) -> dict[str, Json]:
             [[safe_text(kind), *_texts(provider)] for kind, provider in sorted(first.providers.items())]
         ),
         "weights": None if weights is None else shared.place(_texts(weights)),
-        "environment": shared.place(
-            [[safe_text(name), safe_text(value)] for name, value in sorted(first.environment.items())]
-        ),
-        "trials": shared.place([[safe_text(state), count] for state, count in sorted(bundle.trials.items())]),
+        "environment": shared.place(_pairs(first.environment)),
+        "packages": shared.place(_pairs(first.packages)),
+        "trials": shared.place(_pairs(bundle.trials)),
     }
 
 
@@ -113,6 +112,10 @@ def _plain(value: object) -> Json:
 
 def _texts(value: Any) -> list[str]:
     return [safe_text(getattr(value, item.name)) for item in dataclasses.fields(value)]
+
+
+def _pairs(values: Mapping[str, object]) -> list[list[str]]:
+    return [[safe_text(name), safe_text(value)] for name, value in sorted(values.items())]
 
 
 def _share(value: float | None) -> int | None:

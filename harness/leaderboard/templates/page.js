@@ -35,7 +35,9 @@ function sortTable(table, key, descending) {
     const order = typeof a.value === "string" ? collator.compare(a.value, b.value) : a.value - b.value;
     return sign * order || a.rank - b.rank;
   });
+  body.remove();
   body.append(...keyed.map(({ row }) => row));
+  table.tHead.after(body);
   for (const head of table.tHead.rows[0].cells) {
     if (head.dataset.sort === key) head.setAttribute("aria-sort", descending ? "descending" : "ascending");
     else head.removeAttribute("aria-sort");
@@ -103,9 +105,31 @@ for (const input of document.querySelectorAll("[name=metric]")) {
   });
 }
 
+// What a table is to a screen reader, said again where its layout is no longer that of a table.
+const ROLES = { TABLE: "table", THEAD: "rowgroup", TBODY: "rowgroup", TFOOT: "rowgroup", TR: "row", TD: "cell" };
+const LONG = 80;
+
+function fitLong(table) {
+  if (table.tBodies[0].rows.length <= LONG) return;
+  if (!table.hasAttribute("role")) {
+    for (const part of [table, ...table.querySelectorAll("thead, tbody, tfoot, tr, td")]) part.setAttribute("role", ROLES[part.tagName]);
+    for (const head of table.querySelectorAll("th")) head.setAttribute("role", head.scope === "col" ? "columnheader" : "rowheader");
+  }
+  table.classList.remove("long");
+  const widths = [...table.tHead.rows[0].cells].map((head) => head.getBoundingClientRect().width);
+  table.style.setProperty("--columns", widths.map((size) => `${size}px`).join(" "));
+  table.style.setProperty("--wide", `${widths.reduce((sum, size) => sum + size, 0)}px`);
+  table.classList.add("long");
+}
+
 function drawPlots() {
   for (const figure of document.querySelectorAll(`#${CSS.escape(current)} .plot`)) drawPlot(figure, metric);
   filter();
+}
+
+function fit() {
+  for (const table of document.querySelectorAll(`#${CSS.escape(current)} table.runs`)) fitLong(table);
+  drawPlots();
 }
 
 function openTab(id, focus = false) {
@@ -120,7 +144,7 @@ function openTab(id, focus = false) {
       if (focus) tab.focus();
     }
   }
-  drawPlots();
+  fit();
 }
 
 document.getElementById("tabs").setAttribute("role", "tablist");
@@ -194,7 +218,7 @@ dark.addEventListener("change", () => paint());
 
 let width = 0;
 new ResizeObserver(() => {
-  if (width && width !== root.clientWidth) drawPlots();
+  if (width && width !== root.clientWidth) fit();
   width = root.clientWidth;
 }).observe(root);
 

@@ -175,7 +175,7 @@ function picture(cells, size, total, classes) {
     const says = classes ? `${classes[row]} answered ${classes[column]}: ${count}` : String(count);
     svg.append(draw("rect", { class: "cell", x: (left + column * step).toFixed(2), y: (top + row * step).toFixed(2), width: Math.max(step - (size > 40 ? 0 : 1), 0.5).toFixed(2), height: Math.max(step - (size > 40 ? 0 : 1), 0.5).toFixed(2),
       fill: row === column ? "var(--accent)" : "var(--second)", "fill-opacity": Math.min(1, 0.08 + 0.92 * share ** 0.6).toFixed(2) }, draw("title", {}, says)));
-    if (size <= 10) svg.append(draw("text", { class: "strong", x: left + (column + 0.5) * step, y: top + (row + 0.5) * step + 4, "text-anchor": "middle" }, String(count)));
+    if (size <= 10) svg.append(draw("text", { class: share > 0.4 ? "on" : "strong", x: left + (column + 0.5) * step, y: top + (row + 0.5) * step + 4, "text-anchor": "middle" }, String(count)));
   }
   if (named) classes.forEach((name, row) => svg.append(draw("text", { x: left - 6, y: top + (row + 0.5) * step + 4, "text-anchor": "end" }, name.length > 14 ? `${name.slice(0, 13)}…` : name, draw("title", {}, name))));
   return svg;
@@ -227,14 +227,16 @@ function mistakes(run, board) {
 }
 
 function provenance(run, board) {
-  const providers = data.shared[run.providers].map(([kind, name, plugin, home, version]) => [kind, `${name} from ${plugin}, ${home} ${version}`]);
+  const providers = data.shared[run.providers].map(([kind, name, plugin, home, version, sha256]) =>
+    [kind, `${name} from ${plugin}, ${home} ${version}${sha256 ? `, SHA-256 ${sha256}` : ""}`]);
   const weights = run.weights === null ? [] : data.shared[run.weights];
   const [init, source, sha256, licence] = weights;
   const rows = [["bundle", run.digest], ["study", `${run.study}, trial ${run.number}`], ["made", run.created],
-    ["trials of its search", data.shared[run.trials].map(([state, count]) => `${count} ${state}`).join(", ") || "–"],
+    ["trials of its search", data.shared[run.trials].filter(([, count]) => count !== "0").map(([state, count]) => `${count} ${state}`).join(", ") || "–"],
     ["protocol", board.protocol],
     ...(weights.length ? [["weights", `${init}${source ? `, ${source}` : ""}`], ["weights licence", licence || "–"], ["weights SHA-256", sha256 || "–"]] : [])];
   return make("section", { class: "wide" }, make("h3", {}, "Provenance"), terms(rows, "mini long"),
     make("h3", {}, "Components"), terms(providers, "mini long"),
-    make("h3", {}, "Environment"), terms(data.shared[run.environment].filter(([, value]) => value !== "")));
+    make("h3", {}, "Environment"), terms(data.shared[run.environment].filter(([, value]) => value !== "")),
+    ...(data.shared[run.packages].length ? [make("h3", {}, "SHA-256 of the packages"), terms(data.shared[run.packages], "mini long")] : []));
 }

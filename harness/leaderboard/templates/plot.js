@@ -77,7 +77,7 @@ function pareto(points) {
 }
 
 const SHAPES = [
-  (x, y) => draw("circle", { class: "point", cx: x, cy: y, r: 4.5 }),
+  (x, y, radius) => draw("circle", { class: "point", cx: x, cy: y, r: radius }),
   (x, y) => draw("rect", { class: "point", x: x - 4, y: y - 4, width: 8, height: 8 }),
   (x, y) => draw("path", { class: "point", d: `M${x} ${y - 5.5}L${x + 5} ${y + 4}H${x - 5}Z` }),
   (x, y) => draw("path", { class: "point", d: `M${x} ${y - 6}L${x + 6} ${y}L${x} ${y + 6}L${x - 6} ${y}Z` }),
@@ -128,7 +128,7 @@ function drawPlot(figure, metric) {
     labels.push(...front);
   }
   const marks = points.sort((a, b) => a.seconds - b.seconds || a.score - b.score).map((point) => {
-    const shape = SHAPES[Math.min(devices.indexOf(point.device), SHAPES.length - 1)](x(point.seconds), y(point.score));
+    const shape = SHAPES[Math.min(devices.indexOf(point.device), SHAPES.length - 1)](x(point.seconds), y(point.score), points.length > 200 ? 3 : 4.5);
     const says = `${point.name}: ${percent(point.score)} % in ${duration(point.seconds)}${point.device ? ` on ${point.device}` : ""}`;
     return draw("a", { href: `#run=${point.id}`, "aria-label": best.has(point.id) ? `${says}, on the front` : says,
       tabindex: "-1", class: best.has(point.id) ? "best" : "", "data-run": point.id }, shape);
