@@ -172,7 +172,12 @@ def _record(
         for epoch in range(1, epochs + 1)
     )
     data = DatasetRecord(
-        name=dataset, classes=names, counts=counts, licence=record.dataset.licence, split="official"
+        name=dataset,
+        classes=names,
+        counts=counts,
+        licence=record.dataset.licence,
+        split="official",
+        audit=record.dataset.audit,
     )
     return dataclasses.replace(record, dataset=data, curve=curve)
 
