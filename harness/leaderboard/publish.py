@@ -27,6 +27,7 @@ from harness.leaderboard.render import format_csv, format_json, format_markdown
 from harness.leaderboard.schema import json_schema
 from harness.leaderboard.summary import Summary, summarise
 from harness.leaderboard.verify import Verdict, bundle_entries, verify_file
+from harness.records import Metric
 from harness.samples import Samples
 
 SHARE = 20
@@ -93,7 +94,7 @@ def publish(records: Path, *, jobs: int = 1) -> Publication:
         )
     verified, rejected = _read(records, jobs)
     entries = [entry for one in verified.values() for entry in one.entries]
-    boards = {
+    boards: dict[Metric, list[Leaderboard]] = {
         "f1": rank(entries, metric="f1", split="test"),
         "accuracy": rank(entries, metric="accuracy", split="test"),
     }
