@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -32,18 +33,15 @@ def canonical(value: object) -> str:
 def _fields(value: object) -> dict[str, Any]:
     if not dataclasses.is_dataclass(value):
         raise TypeError(f"no JSON of {type(value).__name__}")
-    return {name: getattr(value, name) for name in _hints(type(value))}
+    cls: Any = type(value)
+    return {name: getattr(value, name) for name in _hints(cls)}
 
 
-_HINTS: dict[type, dict[str, Any]] = {}
-
-
-def _hints(cls: type[Any]) -> dict[str, Any]:
+@functools.cache
+def _hints(cls: Any) -> dict[str, Any]:
     """Return the types of a dataclass's fields by name; to work them out takes longer than to use them."""
-    if cls not in _HINTS:
-        hints = typing.get_type_hints(cls)
-        _HINTS[cls] = {item.name: hints[item.name] for item in dataclasses.fields(cls)}
-    return _HINTS[cls]
+    hints = typing.get_type_hints(cls)
+    return {item.name: hints[item.name] for item in dataclasses.fields(cls)}
 
 
 def digest(value: object) -> str:
@@ -192,7 +190,8 @@ def file_sha256(path: Path) -> str:
 
 def from_json(cls: type[T], value: Any) -> T:
     """Build a record dataclass from its JSON form, restoring tuples and nested records."""
-    hints = _hints(cls)
+    kind: Any = cls
+    hints = _hints(kind)
     return cls(**{name: _restore(hints[name], item) for name, item in value.items()})
 
 
