@@ -32,7 +32,8 @@ class Predictions:
     @property
     def chosen(self) -> npt.NDArray[np.int64]:
         """Return the class answered for each image: (N,)."""
-        return self.probabilities.argmax(axis=1)
+        chosen: npt.NDArray[np.int64] = self.probabilities.argmax(axis=1)
+        return chosen
 
 
 def write_predictions(folder: Path, predictions: Mapping[str, Predictions]) -> dict[str, str]:

@@ -58,9 +58,7 @@ def test_a_run_comes_out_again_bit_for_bit(own, registry, tmp_path):
         ({}, "auto", 0),
     ],
 )
-def test_a_rerun_takes_threads_and_device_from_the_record_and_nothing_that_was_stored(
-    facts, device, threads
-):
+def test_a_rerun_takes_threads_and_device_from_the_record_and_nothing_that_was_stored(facts, device, threads):
     run = _like(dataclasses.replace(make_record(), environment=facts), RunConfig(device="cuda:1", cache_gb=9))
     assert (run.device, run.threads, run.cache_gb) == (device, threads, 0.0)
 

@@ -1,6 +1,6 @@
-"""A plugin that looks for the test split wherever it can: in the worker's objects, files and arguments.
+"""A plugin that looks for the test split wherever it can: in the objects of its process, and in files.
 
-It writes what it finds to the file that `SPY_LOG` names: one line for each opened image and each phase.
+`SPY_LOG` names the file of what it finds: a line for each phase, each look and each image that is opened.
 """
 
 from __future__ import annotations
@@ -8,73 +8,67 @@ from __future__ import annotations
 import gc
 import os
 import sys
+from pathlib import Path
 
-from harness import AugmentationSpec, LossSpec, hookimpl
+from harness import LossSpec, hookimpl
 
 LOG = os.environ.get("SPY_LOG", "")
-SECRETS = tuple(filter(None, os.environ.get("SPY_SECRETS", "").split(os.pathsep)))
-"""Ids and hashes of test images."""
+# Put together here, so that neither code nor environment holds what is looked for.
+MARK = "".join(("zq7", "sealed"))
+HASHES = Path(LOG).with_name("hashes").read_text().split() if LOG else []
+OURS = {id(HASHES)}
 
 
 def say(line):
     descriptor = os.open(LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    os.write(descriptor, f"{os.getpid()} {line}\n".encode())
+    os.write(descriptor, f"{line}\n".encode())
     os.close(descriptor)
 
 
 def listen(event, arguments):
-    if event == "open" and isinstance(arguments[0], str) and arguments[0].endswith(".png"):
-        say(f"open {arguments[0]}")
+    if event == "open" and isinstance(arguments[0], str | os.PathLike):
+        path = os.fspath(arguments[0])
+        if isinstance(path, str) and path.endswith(".png"):
+            say(f"open {path}")
 
 
-if LOG:
-    sys.addaudithook(listen)
+def is_secret(text):
+    return (MARK in text and text != MARK) or text in HASHES
 
 
-def look(place):
-    """Count secrets among all text and bytes that the process holds, and in the frames that called us."""
-    found = 0
+def look():
+    """Count the ids, paths and hashes of test images in all that this process holds, stack included."""
     waiting = list(gc.get_objects())
     frame = sys._getframe()
     while frame is not None:
-        waiting.append(frame.f_locals)
+        waiting += [value for name, value in frame.f_locals.items() if name != "waiting"]
         frame = frame.f_back
-    seen = set()
+    seen = {id(waiting), *OURS}
+    found = 0
     while waiting:
         thing = waiting.pop()
-        # Our own list of them is no find.
-        if id(thing) in seen or thing is SECRETS or thing is os.environ or thing is os.environ._data:
+        if id(thing) in seen:
             continue
         seen.add(id(thing))
-        if isinstance(thing, str) and len(thing) < 500:
-            found += any(secret in thing for secret in SECRETS) and os.pathsep not in thing
-        elif isinstance(thing, bytes) and len(thing) < 10**6:
-            found += any(secret.encode() in thing for secret in SECRETS) and b"SPY_SECRETS" not in thing
-        elif not isinstance(thing, type(sys)) and thing not in ():
+        if isinstance(thing, str):
+            found += is_secret(thing)
+        elif isinstance(thing, bytes | bytearray):
+            found += MARK.encode() in thing and thing != MARK.encode()
+        else:
             waiting += gc.get_referents(thing)
-    say(f"{place} finds {found}")
+    return found
 
 
 def build_spying(classes):
     from torch import nn
 
-    look("loss")
+    say(f"found {look()}")
     return nn.CrossEntropyLoss()
-
-
-def build_looking(size):
-    look("augmentation")
-    return lambda image: image[:, :size, :size]
 
 
 @hookimpl
 def harness_losses():
     yield LossSpec(name="spying", summary="looks for the test split", build=build_spying)
-
-
-@hookimpl
-def harness_augmentations():
-    yield AugmentationSpec(name="looking", summary="looks for the test split", build=build_looking)
 
 
 @hookimpl
@@ -85,3 +79,7 @@ def harness_study_started(study, records):
 @hookimpl
 def harness_trial_started(study, trial, kind, number):
     say(f"begin {kind}")
+
+
+if LOG:
+    sys.addaudithook(listen)
