@@ -107,7 +107,7 @@ def resample_scores(
     accuracies, macros = [], []
     for start in range(0, resamples, step):
         count = min(step, resamples - start)
-        drawn = generator.multinomial(total, share, size=count)
+        drawn = generator.multinomial(total + 4, share, size=count)
         errors, drawn = drawn[:, -1], drawn[:, :-1]
         hits = _sums(drawn[:, rows == columns], rows[rows == columns], num_classes)
         actual = _sums(drawn, rows, num_classes)
@@ -118,7 +118,7 @@ def resample_scores(
         np.add.at(actual, (which, true), 1)
         other = (true + generator.integers(1, max(2, num_classes), size=len(which))) % num_classes
         np.add.at(answered, (which, other), 1)
-        accuracies.append(hits.sum(axis=1) / total)
+        accuracies.append(hits.sum(axis=1) / (total + 4))
         macros.append(_macro_f1(hits, actual, answered))
     accuracy, f1 = np.concatenate(accuracies), np.concatenate(macros)
     # Of the matrix that was drawn from, with the two errors spread as they fall on average.

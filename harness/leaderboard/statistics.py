@@ -216,8 +216,8 @@ class _Images:
             [np.repeat(np.arange(resamples), extra[0]), np.repeat(np.arange(resamples), extra[1])]
         )
         self._chance: dict[Metric, FloatArray] = {
-            "f1": np.bincount(which, sign * worth[images], minlength=resamples),
-            "accuracy": np.bincount(which, sign / size, minlength=resamples),
+            "f1": np.bincount(which, sign * worth[images], minlength=resamples).astype(np.float64),
+            "accuracy": np.bincount(which, sign / size, minlength=resamples).astype(np.float64),
         }
 
     def chance(self, metric: Metric) -> FloatArray:
@@ -241,7 +241,7 @@ class _Images:
         count = functools.partial(np.bincount, minlength=self._num_classes)
         support = count(self._labels)[:, None]
         point = _macro_f1(support, count(self._labels[wrong])[:, None], count(chosen[wrong])[:, None])
-        return drawn - 2 * (drawn.mean() - point[0])
+        return drawn - 2 * (float(drawn.mean()) - float(point[0]))
 
     def _sums(self, images: IntArray, classes: IntArray) -> IntArray:
         """Add up how often some images are drawn, by class: (C, B)."""
