@@ -495,6 +495,32 @@ def test_a_hostile_name_adds_no_markup(hostile, text):
     signs = {"textbackslash", "textasciitilde", "textasciicircum", "textless", "textgreater", "textbar"}
     signs |= {"textquotedbl", "textquotesingle", "textasciigrave", *"{}$&%#_ "}
     assert commands <= allowed | signs
+    bare = [re.sub(r"\\.", "", found["leaderboard.tex"]) for found in (files, plain)]
+    for sign in "_^~$#&%":
+        assert bare[0].count(sign) == bare[1].count(sign), sign
+    assert bare[0].count("{") == bare[0].count("}")
+
+
+@pytest.mark.parametrize(
+    ("text", "escaped"),
+    [
+        ("a_b", r"a\_b"),
+        ("50 % & $1 #2", r"50 \% \& \$1 \#2"),
+        ("\\x{y}", r"\textbackslash{}x\{y\}"),
+        ("^^M~", r"\textasciicircum{}\textasciicircum{}M\textasciitilde{}"),
+        ("---", "-{}-{}-"),
+        ("<<,,", r"\textless{}\textless{},{},"),
+        ("?`!`", r"?\textasciigrave{}!\textasciigrave{}"),
+        ("[x]*", "{[}x{]}{*}"),
+        ("a  b", r"a \ b"),
+        ("\x1b\u202e", r"\textless{}U+001B\textgreater{}\textless{}U+202E\textgreater{}"),
+        ("é 日本", "é 日本"),
+    ],
+)
+def test_latex_sets_text_as_it_is(text, escaped):
+    from harness.leaderboard.latex import escape_latex
+
+    assert escape_latex(text) == escaped
 
 
 def test_there_are_enough_hostile_names():

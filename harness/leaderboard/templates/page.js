@@ -12,7 +12,8 @@ const params = data.fields.cost.indexOf("params");
 let metric = "f1";
 let current = "overview";
 
-const runOf = (row) => data.runs[row.dataset.run];
+const known = new Map(tables.flatMap((table) => [...table.tBodies[0].rows]).map((row) => [row, data.runs[row.dataset.run]]));
+const runOf = (row) => known.get(row);
 const ranked = () => (metric === "f1" ? 0 : 1);
 const KEYS = {
   rank: (run) => run.places[ranked()],
@@ -29,7 +30,7 @@ const HIGH_FIRST = new Set(["f1", "accuracy", "tier", "seeds"]);
 function sortTable(table, key, descending) {
   const value = KEYS[key] ?? ((run) => run.config[places[key]]);
   const body = table.tBodies[0], sign = descending ? -1 : 1;
-  const keyed = [...body.rows].map((row) => ({ row, value: value(runOf(row)), rank: KEYS.rank(runOf(row)) }));
+  const rows = [...body.rows], keyed = rows.map((row) => ({ row, value: value(runOf(row)), rank: KEYS.rank(runOf(row)) }));
   keyed.sort((a, b) => {
     if (a.value === null || b.value === null) return (a.value === null) - (b.value === null) || a.rank - b.rank;
     const order = typeof a.value === "string" ? collator.compare(a.value, b.value) : a.value - b.value;
