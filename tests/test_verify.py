@@ -12,9 +12,10 @@ import pytest
 from harness import metrics
 from harness.documents import canonical, digest, from_json
 from harness.leaderboard.bundle import Bundle, read_bundle, write_bundle
+from harness.leaderboard.publish import publish
 from harness.leaderboard.rerun import RerunRecord, Retraining, compare, record_digest, write_rerun
 from harness.leaderboard.submit import make_bundle
-from harness.leaderboard.verify import bundle_entries, published, verify, verify_file
+from harness.leaderboard.verify import bundle_entries, verify, verify_file
 from harness.records import Protocol
 from harness.samples import Samples, protocol_digest, read_samples, split_digest
 
@@ -312,13 +313,17 @@ def test_a_missing_or_giant_file_is_a_verdict(tmp_path, monkeypatch, bundle):
 
 def test_a_forgery_that_hangs_together_is_found_beside_the_images_alone(body, tiny_run, tmp_path):
     """Labels, protocol and scores changed as one: only who has the images knows better."""
+    before = list(body["samples"]["test"]["labels"])
     swap_resigned(body)
     score(body)
+    pairs = zip(before, body["samples"]["test"]["labels"], strict=True)
+    place, (mine, theirs) = next((place, pair) for place, pair in enumerate(pairs) if len(set(pair)) == 2)
     text = sign(body)
     assert judge(text, tmp_path).problems == ()
     path = tmp_path / "records" / "dots" / "bundle.json"
     verdict = verify_file(path, read_samples(tiny_run))[1]
-    assert verdict.problems == ("test: image 'test/000' is 'class-1' there, 'class-0' here",)
+    (problem,) = verdict.problems
+    assert problem == f"test: image 'test/{place:03d}' is 'class-{theirs}' there, 'class-{mine}' here"
 
 
 def test_labels_of_one_s_own_decide(bundle, tiny_run):
@@ -360,10 +365,11 @@ def test_what_is_rejected_is_on_no_board(body, bundle, tmp_path):
     write_bundle(tmp_path / "records", bundle)
     edit(*FIRST, "scores", "test", "f1", by=1e-4)(body)
     write_bundle(tmp_path / "records", from_json(Bundle, body))
-    entries, problems = published(tmp_path / "records")
-    assert {entry.source for entry in entries} == {bundle.digest}
-    assert len(problems) == 1
-    assert "test f1 is" in problems[0]
+    publication = publish(tmp_path / "records")
+    (board,) = publication.boards
+    assert [row.source for row in board.rows] == [bundle.digest]
+    (rejected,) = publication.rejected
+    assert "test f1 is" in rejected.reason
 
 
 def repeat(bundle, **changes):
@@ -401,7 +407,8 @@ def test_a_rerun_that_holds_lifts_a_bundle(bundle, tmp_path):
     write_rerun(tmp_path / "reruns", repeat(bundle))
     verdict = verify_file(path)[1]
     assert (verdict.tier, verdict.problems, verdict.notes) == ("re-run", (), ())
-    assert {entry.tier for entry in published(tmp_path / "records")[0]} == {"re-run"}
+    (board,) = publish(tmp_path / "records").boards
+    assert [row.tier for row in board.rows] == ["re-run"]
 
 
 def test_a_rerun_that_does_not_hold_lifts_nothing(bundle):

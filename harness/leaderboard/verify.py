@@ -15,7 +15,7 @@ import numpy as np
 from harness import metrics
 from harness.documents import find_misfit
 from harness.errors import StorageError
-from harness.leaderboard.bundle import Bundle, bundle_files, read_bundle
+from harness.leaderboard.bundle import Bundle, read_bundle
 from harness.leaderboard.entry import Answers, Entry, Tier
 from harness.leaderboard.recompute import SHA256, record_problems, score_problems
 from harness.leaderboard.rerun import RerunRecord, check_rerun, reruns_of
@@ -77,17 +77,6 @@ def verify_file(
     verdict = verify(bundle, labels, found)
     notes = verdict.notes + tuple(f"rerun {line}" for line in damaged)
     return bundle, Verdict(tier=verdict.tier, problems=verdict.problems, notes=notes)
-
-
-def published(records: Path) -> tuple[list[Entry], list[str]]:
-    """Return what a board shows of a folder of bundles, and a line for each that is rejected."""
-    entries, problems = [], []
-    for path in bundle_files(records):
-        bundle, verdict = verify_file(path)
-        problems += [f"{path}: {problem}" for problem in verdict.problems]
-        if bundle is not None and not verdict.problems:
-            entries += bundle_entries(bundle, verdict.tier)
-    return entries, problems
 
 
 def bundle_entries(bundle: Bundle, tier: Tier) -> list[Entry]:
