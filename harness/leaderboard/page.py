@@ -39,7 +39,7 @@ _SCRIPTS = ("plot.js", "panel.js", "page.js")
 MEANINGS: Mapping[Tier, str] = {
     "self-reported": "The numbers are as stated; nothing to recompute them from was published.",
     "recomputed": "Every score was computed again from the published predictions.",
-    "re-run": "The run was trained again elsewhere, and its scores came out again.",
+    "re-run": "All its trainings were done again and came out the same, as whoever did that states.",
 }
 
 
