@@ -143,7 +143,10 @@ class RunningStudy:
         """Run rounds of trials until the wanted number has ended, or the budget pays for no more."""
         imported = len(self._folder.imports)
         end = math.inf if wanted is None else imported + wanted
-        self._trials = {r.number: r for r in self._folder.records() if r.kind == "search"}
+        records = self._folder.records()
+        self._trials = {record.number: record for record in records if record.kind == "search"}
+        # A search trains no finalists: those there are stay as they are until it has ended.
+        self._finals = [record for record in records if record.kind == "final"]
         rounds = self._rounds()
         if self._trials:
             self._folder.check_numbers(self._trials, rounds.bounds(max(self._trials))[0])
@@ -204,8 +207,7 @@ class RunningStudy:
     def _plan(self) -> None:
         """Set time aside for the finalists that are not tested yet."""
         if self._config.budget is not None:
-            finals = [record for record in self._folder.records() if record.kind == "final"]
-            self._budget.plan([*self._trials.values()], finals)
+            self._budget.plan([*self._trials.values()], self._finals)
 
     def _pays_for(self, configs: Mapping[int, TrialConfig]) -> bool:
         """Say whether there is time for trials that run together."""
