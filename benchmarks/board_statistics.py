@@ -63,7 +63,7 @@ def coverage(scale, generator):
     print("| classes | images | accuracy | imbalance | accuracy | macro-F1 | plain percentiles | test sets |")
     print("| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     for classes, images, accuracy, imbalance in SETTINGS:
-        repetitions = int(scale * (1000 if classes < 20 else 250))
+        repetitions = int(scale * 1000)
         covered = {"accuracy": 0, "f1": 0, "plain": 0}
         for seed in range(repetitions):
             support, shares = population(classes, images, accuracy, imbalance, generator)

@@ -44,6 +44,13 @@ def _hints(cls: Any) -> dict[str, Any]:
     return {item.name: hints[item.name] for item in dataclasses.fields(cls)}
 
 
+@functools.cache
+def _shape(hint: Any) -> tuple[Any, tuple[Any, ...], bool]:
+    """Return a type's origin and arguments, and whether it is a dataclass."""
+    is_record = isinstance(hint, type) and dataclasses.is_dataclass(hint)
+    return typing.get_origin(hint), typing.get_args(hint), is_record
+
+
 def digest(value: object) -> str:
     """Return the SHA-256 of a JSON value."""
     return hashlib.sha256(canonical(value).encode()).hexdigest()
@@ -94,8 +101,21 @@ def read_document(path: Path, schema: str, what: str) -> dict[str, Any]:
     Raises:
         StorageError: The file is missing, damaged, edited, or of another schema.
     """
+    return _read_sealed(path, schema, what).body
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Sealed:
+    text: str
+    body: dict[str, Any]
+    """Without its own SHA-256."""
+    sha256: str
+
+
+def _read_sealed(path: Path, schema: str, what: str) -> _Sealed:
     try:
-        body: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        body: dict[str, Any] = json.loads(text)
         stored = body.pop("sha256")
         found = body["schema"]
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
@@ -119,22 +139,40 @@ def read_document(path: Path, schema: str, what: str) -> dict[str, Any]:
         raise StorageError(
             f"{what} does not match its own SHA-256: it was damaged or edited", where=str(path)
         )
-    return body
+    return _Sealed(text=text, body=body, sha256=stored)
 
 
-def parse_document(cls: type[T], path: Path, schema: str, what: str) -> T:
+def parse_document(cls: type[T], path: Path, schema: str, what: str, *, foreign: bool = False) -> T:
     """Read a document into its dataclass.
 
+    Args:
+        cls: The dataclass.
+        path: The file.
+        schema: The one that this version reads.
+        what: Named in errors: `a record`.
+        foreign: A stranger may have written it: each value is looked at, and so is the form of the file.
+
     Raises:
-        StorageError: As `read_document`, or the body has not the form of its schema.
+        StorageError: As `read_document`, or the body has not the form of its schema; of a foreign one also
+            where a value is of another type, or the file is not written in the canonical form.
     """
-    body = read_document(path, schema, what)
+    sealed = _read_sealed(path, schema, what)
     try:
-        return from_json(cls, body)
+        document = from_json(cls, sealed.body)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise StorageError(
             f"{what} has not the form of its schema", where=str(path), why=repr(error)
         ) from error
+    if foreign:
+        misfit = find_misfit(cls, document)
+        if misfit:
+            raise StorageError(
+                f"{what} has not the form of its schema", where=str(path), why=f"{misfit} is of another type"
+            )
+        # A name that is there twice is one thing to us, and may be another to the next reader.
+        if sealed.text != canonical({**_fields(document), "sha256": sealed.sha256}) + "\n":
+            raise StorageError(f"{what} is not written in the canonical form", where=str(path))
+    return document
 
 
 def find_misfit(hint: Any, value: object, name: str = "") -> str:
@@ -148,7 +186,7 @@ def find_misfit(hint: Any, value: object, name: str = "") -> str:
         value: What should be of it.
         name: Of the value, for the answer.
     """
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    origin, args, is_record = _shape(hint)
     parts: Iterator[tuple[Any, object, str]]
     if hint is typing.Any:
         return ""
@@ -157,7 +195,7 @@ def find_misfit(hint: Any, value: object, name: str = "") -> str:
     if origin in (typing.Union, types.UnionType):
         misfits = [find_misfit(part, value, name) for part in args]
         return "" if "" in misfits else misfits[0]
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+    if is_record:
         if not isinstance(value, hint):
             return name
         hints = _hints(hint)
@@ -196,10 +234,10 @@ def from_json(cls: type[T], value: Any) -> T:
 
 
 def _restore(hint: Any, value: Any) -> Any:
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    origin, args, is_record = _shape(hint)
     if origin in (typing.Union, types.UnionType):
         return None if value is None else _restore(args[0], value)
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+    if is_record:
         return from_json(hint, value)
     if origin is tuple:
         # No look at each cell of a confusion matrix: at a hundred classes that took nearly all the time.

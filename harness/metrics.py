@@ -7,6 +7,8 @@ scikit-learn's macro averages over those classes with `zero_division=0`.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 
@@ -82,8 +84,9 @@ def resample_scores(
 ) -> tuple[FloatArray, FloatArray]:
     """Draw accuracy and macro-F1, each (resamples,), as other images of the same kind would give them.
 
-    Resampling images with replacement is, for anything computed from the confusion matrix, the same as
-    drawing its cells from a multinomial; so no image is touched. Two things are put right:
+    Each image counts as often as a Poisson variable of mean 1 says (Hanley and MacGibbon 2006), which on
+    many images is resampling with replacement. Anything computed from the confusion matrix then needs one
+    Poisson variable for each of its cells, and no image is touched. Two things are put right:
 
     * Four images are added, two of them right and two wrong, as Agresti and Coull (1998) do for a share:
       else a model without an error in fifty images would have an interval without width.
@@ -97,54 +100,71 @@ def resample_scores(
     np.fill_diagonal(mass, mass.diagonal() + 2 * support / total)
     cells = np.flatnonzero(mass)
     wrong = 2.0 if num_classes > 1 else 0.0
-    share = np.append(mass.ravel()[cells], wrong)
-    share /= share.sum()
     generator = np.random.default_rng(seed)
     rows, columns = np.divmod(cells, num_classes)
+    right = rows == columns
     by_column = np.argsort(columns, kind="stable")
     # In slices, so that 2,000 draws of 1,000 classes never stand in memory together.
     step = max(1, 4_000_000 // len(cells))
     accuracies, macros = [], []
     for start in range(0, resamples, step):
         count = min(step, resamples - start)
-        drawn = generator.multinomial(total + 4, share, size=count)
-        errors, drawn = drawn[:, -1], drawn[:, :-1]
-        hits = _sums(drawn[:, rows == columns], rows[rows == columns], num_classes)
+        drawn = _draw_poisson(mass.ravel()[cells], count, generator)
+        hits = _sums(drawn[right], rows[right], num_classes)
         actual = _sums(drawn, rows, num_classes)
-        answered = _sums(drawn[:, by_column], columns[by_column], num_classes)
+        answered = _sums(drawn[by_column], columns[by_column], num_classes)
         # The added errors: the true class is that of some image, the answered one is any other.
-        which = np.repeat(np.arange(count), errors)
+        which = np.repeat(np.arange(count), generator.poisson(wrong, count))
         true = generator.choice(num_classes, size=len(which), p=support / total)
-        np.add.at(actual, (which, true), 1)
+        np.add.at(actual, (true, which), 1)
         other = (true + generator.integers(1, max(2, num_classes), size=len(which))) % num_classes
-        np.add.at(answered, (which, other), 1)
-        accuracies.append(hits.sum(axis=1) / (total + 4))
+        np.add.at(answered, (other, which), 1)
+        # Of one or two images, none may be drawn.
+        accuracies.append(hits.sum(axis=0) / np.maximum(1, actual.sum(axis=0)))
         macros.append(_macro_f1(hits, actual, answered))
     accuracy, f1 = np.concatenate(accuracies), np.concatenate(macros)
     # Of the matrix that was drawn from, with the two errors spread as they fall on average.
     spread = wrong * support / total
     among_others = (spread.sum() - spread) / max(1, num_classes - 1)
     expected = _macro_f1(
-        mass.diagonal()[None], (mass.sum(axis=1) + spread)[None], (mass.sum(axis=0) + among_others)[None]
+        mass.diagonal()[:, None],
+        (mass.sum(axis=1) + spread)[:, None],
+        (mass.sum(axis=0) + among_others)[:, None],
     )
     return accuracy, f1 - 2 * (f1.mean() - expected[0])
 
 
+def _draw_poisson(means: FloatArray, count: int, generator: np.random.Generator) -> IntArray:
+    """Draw Poisson variables of means (K,) above 0: (K, count).
+
+    Most cells of a confusion matrix hold one of a few small numbers. A table for each number, looked up by
+    what is drawn evenly, takes half the time of drawing one variable after the other.
+    """
+    drawn = np.empty((len(means), count), dtype=np.int64)
+    for mean in np.unique(means):
+        values = np.arange(int(mean + 10 * math.sqrt(mean) + 20))
+        log_factorial = np.cumsum(np.log(np.maximum(1, values)))
+        cumulative = np.cumsum(np.exp(values * math.log(mean) - mean - log_factorial))
+        which = np.flatnonzero(means == mean)
+        drawn[which] = np.searchsorted(cumulative, generator.random((len(which), count)), side="right")
+    return drawn
+
+
 def _sums(drawn: IntArray, classes: IntArray, num_classes: int) -> IntArray:
-    """Add the columns of (B, K) that belong to one class, which stand together: (B, C)."""
-    sums = np.zeros((len(drawn), num_classes), dtype=np.int64)
+    """Add the rows of (K, B) that belong to one class, which stand together: (C, B)."""
+    sums = np.zeros((num_classes, drawn.shape[1]), dtype=np.int64)
     found, starts = np.unique(classes, return_index=True)
-    sums[:, found] = np.add.reduceat(drawn, starts, axis=1)
+    sums[found] = np.add.reduceat(drawn, starts, axis=0)
     return sums
 
 
 def _macro_f1(
     hits: IntArray | FloatArray, actual: IntArray | FloatArray, answered: IntArray | FloatArray
 ) -> FloatArray:
-    """Macro-F1, (B,), over the classes with support, of counts (B, C)."""
+    """Macro-F1, (B,), over the classes with support, of counts (C, B); 0 where there is none."""
     present = actual > 0
     f1 = np.divide(2.0 * hits, actual + answered, out=np.zeros(hits.shape), where=present)
-    macro: FloatArray = f1.sum(axis=1) / present.sum(axis=1)
+    macro: FloatArray = f1.sum(axis=0) / np.maximum(1, present.sum(axis=0))
     return macro
 
 

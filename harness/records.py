@@ -52,7 +52,7 @@ class TrialConfig:
 
     def digest(self) -> str:
         """Name this configuration, leaving its seed out: rows that differ by seed only are one candidate."""
-        return digest(dataclasses.asdict(dataclasses.replace(self, seed=0)))
+        return digest(dataclasses.replace(self, seed=0))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

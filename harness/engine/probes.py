@@ -18,6 +18,8 @@ from harness.errors import DataError, UsageError
 ALPHAS = (1e0, 1e1, 1e2, 1e3, 1e4, 1e5)
 _ROWS = 4096
 """Images that are in float64, or compared with all others, at a time."""
+_BLOCK = 256
+"""Rows of a Gram matrix that are computed at a time: what lies above the diagonal is left out by blocks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,7 +165,7 @@ def _reduce(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return what weighted least squares solves, and the rows that predict from its solution.
 
-    Of shapes (n, n), (n, C) and (M, n), where n is the smaller of D and N.
+    Of shapes (n, n), where only the lower triangle counts, (n, C) and (M, n); n is the smaller of D and N.
     """
     size, dim = features.shape
     eps = torch.finfo(torch.float64).eps
@@ -189,14 +191,23 @@ def _reduce(
 
     if size < dim:
         rows, targets = weigh(features, labels, weights)
-        return rows @ rows.T, targets, standardise(val_features) @ rows.T
+        own = rows.new_zeros(size, size)
+        _add_gram(own, rows.T)
+        return own, targets, standardise(val_features).float() @ rows.T.float()
     gram, products = mean.new_zeros(dim, dim), mean.new_zeros(dim, len(intercept))
     for parts in zip(features.split(_ROWS), labels.split(_ROWS), weights.split(_ROWS), strict=True):
         rows, targets = weigh(*parts)
-        gram.addmm_(rows.T, rows)
+        _add_gram(gram, rows)
         products.addmm_(rows.T, targets)
     val_rows = torch.cat([standardise(part).float() for part in val_features.split(_ROWS)])
     return gram, products, val_rows
+
+
+def _add_gram(gram: Tensor, rows: Tensor) -> None:
+    """Add the products of the columns of (N, n) to (n, n), as far as a factorisation reads it."""
+    for start in range(0, len(gram), _BLOCK):
+        end = start + _BLOCK
+        gram[start:end, :end].addmm_(rows[:, start:end].T, rows[:, :end])
 
 
 def _check(

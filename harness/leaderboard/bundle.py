@@ -13,13 +13,14 @@ import dataclasses
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from harness.documents import canonical, digest, find_misfit, parse_document, write_document
+from harness.documents import digest, parse_document, write_document
 from harness.errors import StorageError
 from harness.predictions import Predictions
 from harness.records import TrialRecord
@@ -72,7 +73,7 @@ class PackedAnswers:
         return classes, scores
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Bundle:
     """One run, as published."""
 
@@ -86,7 +87,7 @@ class Bundle:
     """Trials of the search that led here, by state."""
     schema: str = SCHEMA
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Return the SHA-256 that names the bundle."""
         return digest(self)
@@ -129,23 +130,13 @@ def read_foreign(cls: type[T], path: Path, schema: str, what: str) -> T:
     """Read a document that a stranger may have written.
 
     Raises:
-        StorageError: As `parse_document`; or it is larger than any, or one of its values is of another type.
+        StorageError: As `parse_document`, or it is larger than any.
     """
     # A missing file is for the reader to name.
     if path.is_file() and path.stat().st_size > _LARGEST_FILE:
         size = f"{path.stat().st_size / 2**20:.0f} MiB"
         raise StorageError(f"{what} is too large to be one", where=str(path), why=size)
-    document = parse_document(cls, path, schema, what)
-    misfit = find_misfit(cls, document)
-    if misfit:
-        raise StorageError(
-            f"{what} has not the form of its schema", where=str(path), why=f"{misfit} is of another type"
-        )
-    # A name that is there twice is one thing to us, and may be another to the next reader.
-    body = {item.name: getattr(document, item.name) for item in dataclasses.fields(document)}
-    if path.read_text(encoding="utf-8") != canonical({**body, "sha256": digest(body)}) + "\n":
-        raise StorageError(f"{what} is not written in the canonical form", where=str(path))
-    return document
+    return parse_document(cls, path, schema, what, foreign=True)
 
 
 def bundle_files(folder: Path) -> Iterator[Path]:

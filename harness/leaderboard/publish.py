@@ -183,9 +183,9 @@ def _read(records: Path, jobs: int) -> tuple[dict[str, _Verified], list[Rejected
         # Bundles of one protocol list the same images: held once, a thousand of them fit into memory.
         protocol = bundle.records[0].protocol.digest
         samples = {split: known.setdefault((protocol, split), part) for split, part in bundle.samples.items()}
-        entries = bundle_entries(replace(bundle, samples=samples), verdict.tier)
-        one = _Verified(bundle=replace(bundle, samples=samples), file=file, entries=entries)
-        verified.setdefault(entries[0].source, one)
+        bundle = replace(bundle, samples=samples)
+        one = _Verified(bundle=bundle, file=file, entries=bundle_entries(bundle, verdict))
+        verified.setdefault(verdict.digest, one)
     return dict(sorted(verified.items())), rejected
 
 

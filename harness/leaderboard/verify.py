@@ -6,7 +6,7 @@ What passes is consistent; that its answers came from a training is not shown by
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 
@@ -32,6 +32,8 @@ class Verdict:
     """As far as the bundle can be trusted; nothing that has a problem is ranked."""
     problems: tuple[str, ...]
     """Why it is rejected, each in a line; empty where all holds."""
+    digest: str = ""
+    """Names the bundle; empty where it is rejected."""
     notes: tuple[str, ...] = ()
     """Why a rerun does not count."""
 
@@ -54,7 +56,7 @@ def verify(bundle: Bundle, labels: SampleList | None = None, reruns: Sequence[Re
     refused = {rerun.digest[:16]: check_rerun(bundle, rerun) for rerun in reruns}
     notes = tuple(f"rerun {name} does not count: {why}" for name, why in refused.items() if why)
     tier: Tier = "re-run" if len(notes) < len(refused) else "recomputed"
-    return Verdict(tier=tier, problems=(), notes=notes)
+    return Verdict(tier=tier, problems=(), digest=bundle.digest, notes=notes)
 
 
 def verify_file(
@@ -76,12 +78,11 @@ def verify_file(
     found, damaged = reruns_of(bundle, folder)
     verdict = verify(bundle, labels, found)
     notes = verdict.notes + tuple(f"rerun {line}" for line in damaged)
-    return bundle, Verdict(tier=verdict.tier, problems=verdict.problems, notes=notes)
+    return bundle, replace(verdict, notes=notes)
 
 
-def bundle_entries(bundle: Bundle, tier: Tier) -> list[Entry]:
-    """Return the entries of a bundle's records."""
-    source = bundle.digest
+def bundle_entries(bundle: Bundle, verdict: Verdict) -> list[Entry]:
+    """Return the entries of a bundle's records, after it was verified."""
 
     @cache
     def answers(number: int) -> Mapping[str, Answers]:
@@ -93,7 +94,7 @@ def bundle_entries(bundle: Bundle, tier: Tier) -> list[Entry]:
         }
 
     return [
-        Entry(record=record, answers=partial(answers, number), source=source, tier=tier)
+        Entry(record=record, answers=partial(answers, number), source=verdict.digest, tier=verdict.tier)
         for number, record in enumerate(bundle.records)
     ]
 
