@@ -8,6 +8,7 @@ scikit-learn's macro averages over those classes with `zero_division=0`.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -110,9 +111,9 @@ def resample_scores(
     for start in range(0, resamples, step):
         count = min(step, resamples - start)
         drawn = _draw_poisson(mass.ravel()[cells], count, generator)
-        hits = _sums(drawn[right], rows[right], num_classes)
-        actual = _sums(drawn, rows, num_classes)
-        answered = _sums(drawn[by_column], columns[by_column], num_classes)
+        hits = sum_by_class(drawn[right], rows[right], num_classes)
+        actual = sum_by_class(drawn, rows, num_classes)
+        answered = sum_by_class(drawn[by_column], columns[by_column], num_classes)
         # The added errors: the true class is that of some image, the answered one is any other.
         which = np.repeat(np.arange(count), generator.poisson(wrong, count))
         true = generator.choice(num_classes, size=len(which), p=support / total)
@@ -150,11 +151,16 @@ def _draw_poisson(means: FloatArray, count: int, generator: np.random.Generator)
     return drawn
 
 
-def _sums(drawn: IntArray, classes: IntArray, num_classes: int) -> IntArray:
-    """Add the rows of (K, B) that belong to one class, which stand together: (C, B)."""
-    sums = np.zeros((num_classes, drawn.shape[1]), dtype=np.int64)
+def sum_by_class(rows: npt.NDArray[Any], classes: IntArray, num_classes: int) -> IntArray:
+    """Add the rows of (K, B) that belong to one class, which stand together: (C, B).
+
+    They are added in their own type, which has to hold the sums.
+    """
+    sums = np.zeros((num_classes, rows.shape[1]), dtype=np.int64)
     found, starts = np.unique(classes, return_index=True)
-    sums[found] = np.add.reduceat(drawn, starts, axis=0)
+    # `np.add.reduceat` says the same, and takes ten times as long along this axis.
+    for number, start, end in zip(found, starts, np.append(starts, len(rows))[1:], strict=True):
+        sums[number] = np.add.reduce(rows[start:end], axis=0, dtype=rows.dtype)
     return sums
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.documents import digest
-from harness.metrics import resample_scores
+from harness.metrics import resample_scores, sum_by_class
 from harness.records import Metric
 
 RESAMPLES = 2000
@@ -245,12 +245,8 @@ class _Images:
 
     def _sums(self, images: IntArray, classes: IntArray) -> IntArray:
         """Add up how often some images are drawn, by class: (C, B)."""
-        sums = np.zeros((self._num_classes, self._weights.shape[1]), dtype=np.int64)
-        if len(images):
-            order = np.argsort(classes, kind="stable")
-            found, starts = np.unique(classes[order], return_index=True)
-            sums[found] = np.add.reduceat(self._weights[images[order]], starts, axis=0)
-        return sums
+        order = np.argsort(classes, kind="stable")
+        return sum_by_class(self._weights[images[order]], classes[order], self._num_classes)
 
 
 def _macro_f1(support: IntArray, missed: IntArray, falsely: IntArray) -> FloatArray:
