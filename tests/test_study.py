@@ -181,7 +181,7 @@ def test_a_study_killed_between_two_steps_resumes_to_the_same_table(
     """The third trial dies, as by kill -9: in a suggestion, before its record, before the tell."""
     import optuna
 
-    from harness.search import running
+    from harness.search import training
     from harness.search.folder import StudyFolder
 
     study = tiny(trials=4, search={"pruner": pruner}, finalize={"top": 0})
@@ -202,7 +202,7 @@ def test_a_study_killed_between_two_steps_resumes_to_the_same_table(
             "ask": (optuna.Study, "ask", 2),
             "suggest": (optuna.Trial, "suggest_float", 5),
             "tell": (StudyFolder, "tell", 2),
-            "record": (running, "write_record", 2),
+            "record": (training, "write_record", 2),
         }[where]
         patch.setattr(owner, name, dying(getattr(owner, name), at))
         with pytest.raises(KeyboardInterrupt):

@@ -4,34 +4,23 @@ from __future__ import annotations
 
 import itertools
 import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from harness.config import StudyConfig
 from harness.data.manifest import Manifest
-from harness.engine.job import ProbeJob, TrialJob, TrialOutcome
+from harness.engine.job import ProbeJob
 from harness.engine.weights import ResolvedWeights
 from harness.errors import Interrupted, NoTrialSucceeded
-from harness.provenance import package_digests, package_versions
 from harness.records import (
-    EpochRecord,
-    Kind,
     ProbeRecord,
-    Provider,
-    SearchRecord,
     StudyView,
     TrialConfig,
-    TrialRecord,
-    folder_of,
-    write_record,
 )
 from harness.registry import Registry
 from harness.samples import write_samples
 from harness.search.budget import Budget
-from harness.search.card import write_card
 from harness.search.cost import CostModel
 from harness.search.executors import build_executor
 from harness.search.folder import StudyFolder
@@ -41,7 +30,8 @@ from harness.search.result import StudyResult, choose_finalists, rank_trials
 from harness.search.rounds import HEADS, Rounds, order
 from harness.search.sampling import MODELLED
 from harness.search.signals import StopSignal
-from harness.search.space import COMPONENTS, Value
+from harness.search.space import Value
+from harness.search.training import Trainings
 
 if TYPE_CHECKING:
     import optuna
@@ -65,9 +55,6 @@ class RunningStudy:
         self._folder = folder
         self._weights = weights
         self._space = folder.space
-        self._dataset = manifest.dataset_record()
-        self._protocol = manifest.protocol()
-        self._versions = package_versions()
         self._stop = stop
         self._budget = Budget(config.budget, config.finalize)
 
@@ -98,13 +85,24 @@ class RunningStudy:
         finals = self._config.finalize.top * self._config.finalize.seeds
         self._view = StudyView(
             name=self._folder.name,
-            dataset=self._dataset.name,
+            dataset=self._manifest.dataset,
             metric=self._config.metric,
             trials=wanted,
             epochs=self._config.train.epochs,
             folder=str(self._folder.path),
             finals=finals,
             budget=self._config.budget,
+        )
+        self._trainings = Trainings(
+            self._config,
+            self._registry,
+            self._manifest,
+            self._folder,
+            self._weights,
+            view=self._view,
+            executor=self._executor,
+            budget=self._budget,
+            stop=self._stop,
         )
         self._registry.notify(
             "harness_study_started", study=self._view, records=tuple(self._folder.records())
@@ -122,7 +120,7 @@ class RunningStudy:
         result = StudyResult(
             name=self._folder.name,
             folder=self._folder.path,
-            dataset=self._dataset.name,
+            dataset=self._manifest.dataset,
             metric=self._config.metric,
             trials=wanted,
             records=records,
@@ -199,7 +197,8 @@ class RunningStudy:
             report_again([trials[n] for n in ended], [self._trials[n] for n in ended])
             fresh = {number: configs[number] for number in group if number not in self._trials}
             if fresh and self._pays_for(fresh):
-                self._train("search", fresh, trials)
+                records = self._trainings.run("search", fresh, trials)
+                self._trials |= {record.number: record for record in records}
             for number in group:
                 if number in self._trials:
                     self._folder.tell(self._optuna, trials[number], self._trials[number])
@@ -264,129 +263,5 @@ class RunningStudy:
                 # The best of all is tested, whatever it takes.
                 if config in tested or (tested and not self._budget.pays_for_final(finalist, costs)):
                     continue
-                self._train("final", {finalist.number: config}, {})
+                self._trainings.run("final", {finalist.number: config}, {})
                 tested.append(config)
-
-    def _train(
-        self, kind: Kind, configs: Mapping[int, TrialConfig], trials: Mapping[int, optuna.Trial]
-    ) -> None:
-        """Run trainings together, of trials or of a finalist, and write their records."""
-        jobs = [self._job(kind, number, config) for number, config in configs.items()]
-        for number, config in configs.items():
-            self._registry.notify(
-                "harness_trial_started", study=self._view, trial=config, kind=kind, number=number
-            )
-        curves: list[list[EpochRecord]] = [[] for _ in jobs]
-        verdicts: dict[tuple[int, int], bool] = {}
-
-        def on_epoch(place: int, epoch: EpochRecord) -> bool:
-            # A training that begins again, alone, is told what it was told before.
-            if (place, epoch.epoch) not in verdicts:
-                curves[place].append(epoch)
-                trial = trials.get(jobs[place].number)
-                verdicts[place, epoch.epoch] = self._judge(jobs[place], epoch, trial)
-            return verdicts[place, epoch.epoch]
-
-        self._stop.check()
-        began = time.monotonic()
-        outcomes = self._executor.run(jobs, on_epoch, self._stop)
-        for job, outcome, curve in zip(jobs, outcomes, curves, strict=True):
-            # A worker that died has told its epochs already.
-            whole = outcome if outcome.curve else replace(outcome, curve=tuple(curve))
-            record = self._keep(job, whole, self._told(trials.get(job.number)))
-            if kind == "search":
-                self._trials[job.number] = record
-            self._registry.notify("harness_trial_finished", study=self._view, record=record)
-        took = sum(outcome.cost.total_seconds for outcome in outcomes if outcome.cost)
-        self._budget.note_overhead((time.monotonic() - began - took) / len(jobs))
-
-    def _judge(self, job: TrialJob, epoch: EpochRecord, trial: optuna.Trial | None) -> bool:
-        """Tell observers and the pruner of an epoch; return whether the training ends with it."""
-        value = epoch.value(self._config.metric)
-        self._registry.notify(
-            "harness_epoch_finished",
-            study=self._view,
-            trial=job.config,
-            kind=job.kind,
-            number=job.number,
-            epoch=epoch.epoch,
-            value=value,
-        )
-        if trial is None:
-            # Half a finalist is none: its test would not count.
-            return False
-        trial.report(value, step=epoch.epoch)
-        is_last = epoch.epoch == job.config.epochs
-        return trial.should_prune() or (not is_last and self._budget.is_overrun(epoch.seconds))
-
-    def _job(self, kind: Kind, number: int, config: TrialConfig) -> TrialJob:
-        weights = self._weights.get(config.backbone)
-        return TrialJob(
-            kind=kind,
-            number=number,
-            config=config,
-            weights=weights.path if weights else None,
-            folder=self._folder.path / folder_of(kind, number, config.seed),
-            sharing=self._space.sharing(self._config.trials),
-            depths=self._space.depths,
-            test=self._manifest.of("test") if kind == "final" else (),
-        )
-
-    def _keep(self, job: TrialJob, outcome: TrialOutcome, told: SearchRecord | None) -> TrialRecord:
-        """Write what a training leaves behind."""
-        record = self._record(job.kind, job.number, job.config, outcome, told)
-        job.folder.mkdir(parents=True, exist_ok=True)
-        if outcome.detail:
-            (job.folder / "error.txt").write_text(outcome.detail, encoding="utf-8")
-        if job.kind == "final" and record.state == "complete":
-            backbone = self._registry.backbones.get(job.config.backbone).spec
-            write_card(job.folder, record, backbone.input)
-        write_record(self._folder.path, record)
-        return record
-
-    def _told(self, trial: optuna.Trial | None) -> SearchRecord | None:
-        """Return what Optuna holds of a trial beyond its scores."""
-        if trial is None:
-            return None
-        frozen = self._optuna.get_trials(deepcopy=False)[trial.number]
-        attributes = {
-            key: value for key, value in frozen.system_attrs.items() if key.startswith("completed_rung")
-        }
-        return SearchRecord(params=dict(trial.params), attributes=attributes)
-
-    def _record(
-        self,
-        kind: Kind,
-        number: int,
-        config: TrialConfig,
-        outcome: TrialOutcome,
-        search: SearchRecord | None,
-    ) -> TrialRecord:
-        weights = self._weights.get(config.backbone)
-        return TrialRecord(
-            study=self._folder.name,
-            kind=kind,
-            number=number,
-            state=outcome.state,
-            reason=outcome.reason,
-            metric=self._config.metric,
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-            config=config,
-            providers=self._providers(config),
-            dataset=self._dataset,
-            protocol=self._protocol,
-            weights=weights.record if weights else None,
-            scores=outcome.scores,
-            curve=outcome.curve,
-            cost=outcome.cost,
-            predictions=outcome.predictions,
-            model=outcome.model,
-            environment={**self._versions, **outcome.environment},
-            packages=package_digests(),
-            search=search,
-        )
-
-    def _providers(self, config: TrialConfig) -> dict[str, Provider]:
-        return {
-            kind: self._registry.provider(kind, getattr(config, field)) for field, kind in COMPONENTS.items()
-        }
