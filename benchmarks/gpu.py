@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import subprocess
 import tempfile
 import threading
 import time
@@ -327,10 +328,18 @@ class Busy:
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def _watch(self) -> None:
-        # torch asks a package for it that may not be there.
-        with suppress(Exception):
-            while not self._over.wait(0.1):
-                self._samples.append(torch.cuda.utilization(self._device))
+        # Not torch.cuda.utilization: it asks a package for it that may not be there.
+        number = torch.cuda.get_device_properties(self._device).uuid
+        command = ["nvidia-smi", f"--id=GPU-{number}", "--query-gpu=utilization.gpu"]
+        command += ["--format=csv,noheader,nounits", "--loop-ms=100"]
+        with suppress(OSError), subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if line.strip().isdigit():
+                    self._samples.append(int(line))
+                if self._over.is_set():
+                    break
+            process.terminate()
 
     def __enter__(self) -> Busy:
         if self._device.type == "cuda":

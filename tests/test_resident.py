@@ -56,8 +56,9 @@ def test_views_made_together_have_the_same_bytes(bank, registry, monkeypatch, na
     rows = [6, 0, 3, 3, 5, 1, 2, 4]
     for view in range(6):
         expected = train_batch(bank, rows, view, policy, name, "set")
-        found = together.train_batch(rows, view, policy, name, "set")
-        assert torch.equal(found, expected)
+        for _ in range(2):
+            found = together.train_batch(rows, view, policy, name, "set")
+            assert torch.equal(found, expected)
 
 
 def test_crops_for_evaluation_have_the_same_bytes(bank):
@@ -121,3 +122,14 @@ def test_a_crop_without_a_flip_draws_as_it_does_alone(bank):
     policy = v2.Compose([v2.RandomResizedCrop(24, interpolation=BICUBIC, antialias=True)])
     found = ResidentBank(bank, CPU).train_batch([2, 5], 1, policy, "crop", "set")
     assert torch.equal(found, train_batch(bank, [2, 5], 1, policy, "crop", "set"))
+
+
+def test_boxes_are_drawn_once_for_each_policy_and_view(bank, monkeypatch):
+    together = ResidentBank(bank, CPU)
+    drawn = []
+    monkeypatch.setattr(resident, "seed_view", lambda *key: drawn.append(key))
+    wide, narrow = (v2.Compose([v2.RandomResizedCrop(32, scale=scale)]) for scale in ((0.9, 1.0), (0.1, 0.2)))
+    for policy, view in ((wide, 0), (wide, 0), (wide, 1), (narrow, 0)):
+        together.train_batch([0, 1, 0], view, policy, "crop", "set")
+    views = [(key[2].id, key[3]) for key in drawn]
+    assert views == [("0", 0), ("1", 0), ("0", 1), ("1", 1), ("0", 0), ("1", 0)]

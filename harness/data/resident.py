@@ -36,6 +36,8 @@ class ResidentBank:
         counts = [height * width for height, width in self._sizes]
         self._starts = [0, *accumulate(counts)]
         self._pixels = torch.empty(self._starts[-1], 3, dtype=torch.uint8, device=device)
+        # What later trials draw is the same, and to draw it takes a GPU's time several times over.
+        self._drawn: dict[tuple[str, str, str, int], dict[int, Box]] = {}
         waiting: list[Tensor] = []
         begin = size = 0
         for row, count in enumerate(counts):
@@ -64,15 +66,17 @@ class ResidentBank:
         if found is None:
             return None
         draw, size, interpolation = found
-        boxes = []
+        drawn = self._drawn.setdefault((repr(policy), policy_name, dataset_key, view), {})
         with kept_generators():
             for row in rows:
+                if row in drawn:
+                    continue
                 seed_view(policy_name, dataset_key, self._bank.items[row], view)
                 box = draw(*self._sizes[row])
                 if box is None:
                     return None
-                boxes.append(box)
-        return self._resize(rows, boxes, size, interpolation)
+                drawn[row] = box
+        return self._resize(rows, [drawn[row] for row in rows], size, interpolation)
 
     def eval_batch(self, rows: Sequence[int], size: int) -> Tensor:
         """Return centre crops: uint8 (N, 3, size, size) on the device, channels last in memory."""

@@ -163,7 +163,7 @@ def _train_epoch(
     backward = _product(slopes, inputs[:, :batch], products, stacked)
     losses = torch.zeros(slots, steps, batch, device=device)
 
-    clipped = [pair for pair in zip(heads, gradients, strict=False) if pair[0].config.clip_grad]
+    clip = _clipping(heads, gradients, stacked)
     averaged = [head for head in heads if head.config.ema]
 
     for step in range(steps):
@@ -186,8 +186,7 @@ def _train_epoch(
             weight_gradients.copy_(products)
         if bias_gradients is not None:
             bias_gradients.copy_(slopes.sum(2))
-        for head, gradient in clipped:
-            head.clip(gradient)
+        clip()
         if rule:
             for update in updates:
                 update(step)
@@ -198,8 +197,10 @@ def _train_epoch(
             head.update_average(step)
         on_step()
 
+    # Waits for a GPU, so that its work is in the time.
+    losses = losses.cpu()
     seconds = fetching + (time.perf_counter() - started) / len(heads)
-    for head, loss in zip(heads, losses.cpu(), strict=False):
+    for head, loss in zip(heads, losses, strict=False):
         head.finish_epoch(loss, seconds)
 
 
@@ -215,6 +216,30 @@ def _product(left: Tensor, right: Tensor, out: Tensor, stacked: bool) -> Callabl
             torch.mm(a, b, out=product)
 
     return multiply
+
+
+def _clipping(heads: Sequence[LinearHead], gradients: Tensor, stacked: bool) -> Callable[[], None]:
+    """Return a function that brings the norm of each head's gradient down to the largest allowed."""
+    clipped = [pair for pair in zip(heads, gradients, strict=False) if pair[0].config.clip_grad]
+    if not stacked or not clipped:
+
+        def clip_alone() -> None:
+            for head, gradient in clipped:
+                head.clip(gradient)
+
+        return clip_alone
+    # As many rows as there are slots, whoever is in them.
+    largest = torch.full((len(gradients), 1), torch.inf)
+    for i, head in enumerate(heads):
+        if head.config.clip_grad:
+            largest[i] = head.config.clip_grad
+    largest = largest.to(gradients.device)
+
+    def clip_together() -> None:
+        norms = torch.linalg.vector_norm(gradients, dim=1, keepdim=True)
+        gradients.mul_((largest / (norms + 1e-6)).clamp(max=1.0))
+
+    return clip_together
 
 
 def _updates(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +32,15 @@ def is_worth_compiling(*, device: torch.device, frozen: int, flops: float | None
     """
     # A backward pass takes twice what a forward pass takes.
     return device.type == "cuda" and not frozen and flops is not None and 3 * flops * images >= LONG
+
+
+def keep_compiled(folder: Path) -> None:
+    """Keep what is compiled in a folder, for later processes, unless the user named another."""
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    # Whoever imports torchvision has set the variable: torch writes its own choice there.
+    if os.environ.get("TORCHINDUCTOR_CACHE_DIR", default_cache_dir()) == default_cache_dir():
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
 
 
 def compile_training(

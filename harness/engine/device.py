@@ -54,13 +54,18 @@ def is_bf16(precision: str, device: torch.device) -> bool:
 
 
 def prepare_cublas() -> None:
-    """Let cuBLAS give the same bits in each run; call before anything of this process runs on a GPU."""
+    """Let cuBLAS give the same bits in each run; call before anything of this process runs on a GPU.
+
+    Always: torch looks once in a process, and a later study may want it.
+    """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 @contextmanager
 def chosen_kernels(device: torch.device, *, deterministic: bool) -> Iterator[None]:
     """Choose a GPU's kernels: those that give the same bits in each run, or the fastest; the CPU's stay.
+
+    What is in fp32 is so in convolutions too, which on a GPU torch otherwise computes in TF32.
 
     An operation that has no kernel of the first sort raises a RuntimeError that names it.
     """
@@ -69,15 +74,17 @@ def chosen_kernels(device: torch.device, *, deterministic: bool) -> Iterator[Non
         return
     enabled = torch.are_deterministic_algorithms_enabled()
     warns = torch.is_deterministic_algorithms_warn_only_enabled()
-    benchmark = torch.backends.cudnn.benchmark
+    benchmark, tf32 = torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32
     torch.use_deterministic_algorithms(deterministic)
     # Tries all algorithms of a convolution once for each shape: which one wins differs between runs.
     torch.backends.cudnn.benchmark = not deterministic
+    # Else a convolution in "fp32" rounds its inputs to ten bits.
+    torch.backends.cudnn.allow_tf32 = False
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(enabled, warn_only=warns)
-        torch.backends.cudnn.benchmark = benchmark
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = benchmark, tf32
 
 
 def environment_facts(device: torch.device, precision: str, *, deterministic: bool = False) -> dict[str, str]:

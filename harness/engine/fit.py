@@ -119,11 +119,12 @@ def fit(
                 except torch.OutOfMemoryError:
                     if parts >= len(labels):
                         raise
-                    # For good: what did not fit once will not fit the next time.
-                    parts = min(2 * parts, len(labels))
-                    norm_in_parts = any(_is_training_norm(module) for module in model.modules())
-                    if device.type == "cuda":
-                        torch.cuda.empty_cache()
+                # For good: what did not fit once will not fit the next time. Out here, where the error no
+                # longer holds what its frames held.
+                parts = min(2 * parts, len(labels))
+                norm_in_parts = any(_is_training_norm(module) for module in model.modules())
+                if device.type == "cuda":
+                    torch.cuda.empty_cache()
             if config.clip_grad:
                 nn.utils.clip_grad_norm_(trainable, config.clip_grad)
             updater.step()

@@ -80,12 +80,14 @@ def fail(
 
 
 def raise_if_machine_failed(error: Exception, job: TrialJob) -> None:
-    """Raise what is worth trying again once the machine is repaired.
+    """Raise what is worth trying again once the machine is repaired, or in another process.
 
     Raises:
         StorageError, DataError: The error itself, or what an error of the disk means.
+        torch.AcceleratorError: The error itself.
     """
-    if isinstance(error, StorageError | DataError):
+    if isinstance(error, StorageError | DataError | torch.AcceleratorError):
+        # After an error of a GPU its process can do nothing more; the next trial needs another.
         raise error
     disk = isinstance(error, OSError) and error.errno in _DISK_ERRORS
     if disk or isinstance(error, safetensors.SafetensorError):

@@ -13,7 +13,7 @@ import torch
 from harness.data.bank import centre_crop, prepare, short_side
 from harness.data.decode import DECODE, decode
 from harness.data.views import normalise, send
-from harness.engine.device import autocast, choose_device
+from harness.engine.device import autocast, choose_device, chosen_kernels
 from harness.engine.layout import lay_out, layout_of, preferred_layout
 from harness.errors import PluginError, StorageError
 from harness.registry import Registry
@@ -81,7 +81,7 @@ def predict(
                     for path in images[start : start + batch_size]
                 ]
             )
-            with autocast(precision, target):
+            with chosen_kernels(target, deterministic=False), autocast(precision, target):
                 logits = model(normalise(send(batch, target), inputs.mean, inputs.std, layout))
             parts.append(torch.softmax(logits.float(), dim=1).cpu().numpy())
     return np.concatenate(parts)

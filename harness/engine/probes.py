@@ -75,7 +75,9 @@ def ridge_probe(
     weights = torch.ones_like(labels, dtype=torch.float64)
     if balanced:
         weights = (len(labels) / present.sum() / counts)[labels]
-    intercept = 2 * torch.bincount(labels, weights=weights, minlength=num_classes) / len(labels) - 1
+    # Not bincount: with weights it has no deterministic kernel on a GPU.
+    sums = torch.zeros_like(counts).index_add_(0, labels, weights)
+    intercept = 2 * sums / len(labels) - 1
     gram, targets, val_rows = _reduce(features, labels, weights, val_features, intercept)
     best: ProbeResult | None = None
     truth = val_labels.cpu().numpy()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -15,7 +14,7 @@ from harness.data.bank import Bank, short_side
 from harness.data.manifest import Item
 from harness.data.resident import ResidentBank, resident_bytes
 from harness.documents import canonical
-from harness.engine.compiled import compile_training, is_worth_compiling
+from harness.engine.compiled import compile_training, is_worth_compiling, keep_compiled
 from harness.engine.cost import Bandwidth
 from harness.engine.cut import Forward
 from harness.engine.device import (
@@ -64,14 +63,12 @@ class Setup:
         self._manifest = settings.manifest
         self._home = settings.home
         self._dataset_key = settings.manifest.protocol().splits["train"]
-        if settings.deterministic:
-            prepare_cublas()
+        prepare_cublas()
         self.device = choose_device(settings.device)
         self._deterministic = settings.deterministic
         self._compiles = settings.compile
         if settings.compile:
-            # Where torch keeps what it has compiled, for later processes.
-            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(settings.home / "compiled"))
+            keep_compiled(settings.home / "compiled")
         if settings.threads:
             torch.set_num_threads(settings.threads)
         folder = settings.home / "activations"

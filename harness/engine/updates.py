@@ -46,8 +46,12 @@ def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float, batch: int) 
     gradients = log_shares.exp()
     gradients.scatter_add_(1, labels, gradients.new_full((), smoothing - 1).expand_as(labels))
     if smoothing:
-        # Head by head, for the same reason.
-        means = torch.stack([part.mean(0) for part in log_shares.unbind()])
+        # Head by head, for the same reason; on a GPU all slots are there at all times.
+        means = (
+            torch.stack([part.mean(0) for part in log_shares.unbind()])
+            if log_shares.device.type == "cpu"
+            else log_shares.mean(1)
+        )
         losses = (1 - smoothing) * losses - smoothing * means
         gradients -= smoothing / logits.shape[1]
     return losses, gradients.div_(batch)

@@ -229,7 +229,7 @@ class _Images:
         return self._chance[metric]
 
     def scores(self, chosen: IntArray, metric: Metric) -> FloatArray:
-        """Return a training's scores, (B,), less what resampling itself changes on average, twice."""
+        """Return a training's scores, (B,), less what resampling itself changes on average."""
         wrong = np.flatnonzero(chosen != self._labels)
         size = len(self._labels)
         if metric == "accuracy":
@@ -241,7 +241,7 @@ class _Images:
         count = functools.partial(np.bincount, minlength=self._num_classes)
         support = count(self._labels)[:, None]
         point = _macro_f1(support, count(self._labels[wrong])[:, None], count(chosen[wrong])[:, None])
-        return drawn - 2 * (float(drawn.mean()) - float(point[0]))
+        return drawn - (float(drawn.mean()) - float(point[0]))
 
     def _sums(self, images: IntArray, classes: IntArray) -> IntArray:
         """Add up how often some images are drawn, by class: (C, B)."""
