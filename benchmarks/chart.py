@@ -49,7 +49,7 @@ def _draw_panel(title: str, lines: Sequence[Line], colours: Mapping[str, str]) -
     first = math.log10(min(x for x, _ in points))
     last = max(math.log10(max(x for x, _ in points)), first + 0.1)
     low, high = min(y for _, y in points), max(y for _, y in points)
-    low, high = low - 0.02, min(1.0, high) + 0.02
+    low, high = max(0.0, low - 0.02), min(1.0, high + 0.02)
 
     def place(x: float, y: float) -> tuple[float, float]:
         share = (math.log10(x) - first) / (last - first)

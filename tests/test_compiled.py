@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from torch import nn
 
-from harness.engine.compiled import compile_training, is_worth_compiling
+from harness.engine.compiled import compile_training, is_worth_compiling, keep_compiled
 from harness.engine.fit import backward
 from harness.engine.freeze import plan_freeze
 
@@ -151,3 +153,17 @@ def test_other_models_of_a_class_are_compiled_as_the_first_was():
     # What those before left behind counts against a limit, beyond which torch compiles nothing, and goes on.
     with torch._dynamo.config.patch(recompile_limit=1, fail_on_recompile_limit_hit=True):
         assert [compile_it(Net(width), "eager")[1] for width in (4, 5, 6)] == ["compiled"] * 3
+
+
+@pytest.mark.parametrize(("given", "kept"), [(None, True), ("torch", True), ("own", False)])
+def test_what_is_compiled_is_kept_in_a_folder_unless_the_user_named_another(
+    monkeypatch, tmp_path, given, kept
+):
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    own = str(tmp_path / "own")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", own if given == "own" else default_cache_dir())
+    if given is None:
+        monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    keep_compiled(tmp_path / "compiled")
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == (str(tmp_path / "compiled") if kept else own)

@@ -32,9 +32,11 @@ def test_the_choice_of_kernels_ends_with_the_trial(deterministic):
         assert torch.are_deterministic_algorithms_enabled() is deterministic
         assert not torch.is_deterministic_algorithms_warn_only_enabled()
         assert torch.backends.cudnn.benchmark is not deterministic
+        assert not torch.backends.cudnn.allow_tf32
         raise RuntimeError("in the trial")
     assert not torch.are_deterministic_algorithms_enabled()
     assert not torch.backends.cudnn.benchmark
+    assert torch.backends.cudnn.allow_tf32
 
 
 def test_a_cpu_has_no_choice_of_kernels():
