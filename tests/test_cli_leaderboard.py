@@ -334,12 +334,12 @@ def test_diff_says_in_words_what_differs(harness, tmp_path):
     assert "initialisation: pretrained against scratch" in out
 
 
-def test_as_many_images_that_are_not_the_same_are_named(harness, tmp_path):
+def test_as_many_images_that_are_other_files_or_renamed_are_named(harness, tmp_path):
     one = make_protocol()
     other = dataclasses.replace(one, digest="f" * 64, splits={**one.splits, "test": "0" * 64})
     write_runs(tmp_path, make_record(study="a"), make_record(study="b", protocol=other))
     out = harness("a", "b", "--runs", tmp_path, command="diff")[1]
-    assert out == "test images: as many of each class, but not the same ones\n"
+    assert out == "test images: as many of each class, but not the same files, or under other names\n"
 
 
 def test_across_data_sets_backbones_are_summarised(harness, tmp_path):

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "plugins/README.md")]
@@ -28,10 +31,36 @@ def test_the_first_two_commands_of_the_readme_set_up_all_they_need():
 
 
 def test_every_field_of_a_study_is_in_its_guide():
-    from harness.config import SpaceConfig
+    from harness.config import StudyConfig
 
     guide = (ROOT / "docs" / "studies.md").read_text(encoding="utf-8")
-    assert not [name for name in SpaceConfig.model_fields if f"`{name}`" not in guide]
+    fields = study_fields(StudyConfig)
+    axes = [name.removeprefix("space.") for name in fields if name.startswith("space.")]
+    axes_listed = re.findall(r"^\| `(\w+)` \|", table(guide, "| axis of `[space]` |"), re.M)
+    assert axes_listed == axes
+    rows = re.findall(r"^\| `([\w.]+)` \| .*? \| (.*?) \|", table(guide, "| key |"), re.M)
+    assert [name for name, _ in rows] == [name for name in fields if not name.startswith("space.")]
+    for name, default in rows:
+        if default.startswith("`"):
+            assert tomllib.loads(f"value = {default.strip('`')}")["value"] == fields[name], name
+        else:
+            assert fields[name] in (None, PydanticUndefined), name
+
+
+def table(page, head):
+    """Return the rows of the table that begins with a head."""
+    return page[page.index(f"\n{head}") + 1 :].partition("\n\n")[0]
+
+
+def study_fields(model, prefix=""):
+    """Return the default of each key of a study, by its dotted name."""
+    found = {}
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            found |= study_fields(field.annotation, f"{prefix}{name}.")
+        else:
+            found[prefix + (field.alias or name)] = field.get_default(call_default_factory=True)
+    return found
 
 
 def test_every_script_of_the_benchmarks_is_listed():

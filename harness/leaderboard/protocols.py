@@ -75,7 +75,7 @@ def _images(one: TrialRecord, other: TrialRecord, split: str) -> str:
         for record in (one, other)
     )
     if first == second:
-        return f"{split} images: as many of each class, but not the same ones"
+        return f"{split} images: as many of each class, but not the same files, or under other names"
     names = dict.fromkeys((*first, *second))
     changes = {name: second.get(name, 0) - first.get(name, 0) for name in names}
     added = sum(change for change in changes.values() if change > 0)
