@@ -22,6 +22,8 @@ from pydantic import (
 from harness.errors import UsageError, nearest
 
 SCHEMA: Literal["harness.study/1"] = "harness.study/1"
+DEVICES = r"^(auto|cpu|mps|cuda(:\d+)?)$"
+"""Pattern of what a training may be asked to run on."""
 
 
 class _Model(BaseModel):
@@ -163,7 +165,7 @@ class FinalizeConfig(_Model):
 class RunConfig(_Model):
     """Where and how it runs; no part of a study's identity."""
 
-    device: str = Field(default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    device: str = Field(default="auto", pattern=DEVICES)
     threads: int = Field(default=0, ge=0)
     """CPU threads of a trial; 0 takes all cores. Another count changes the last bits of the weights."""
     executor: Literal["process", "inline"] = "process"
