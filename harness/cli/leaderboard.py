@@ -304,7 +304,10 @@ def publish(ctx: click.Context, records: Path, to: Path, check: bool) -> None:
     for rejected in made.rejected:
         _say(f"left out {rejected.file}: {rejected.reason}")
     if not made.runs:
-        _say(f"nothing to rank: no sound bundle under {records}", "  make one  harness leaderboard submit")
+        _say(
+            f"nothing to rank: no sound bundle under {records}",
+            "  make one  harness leaderboard submit STUDY",
+        )
     if check:
         publishing.check_publication(made, to)
     for name in publishing.write_publication(made, to):
