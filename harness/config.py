@@ -323,7 +323,7 @@ def _explain(error: ValidationError) -> Iterator[str]:
         dotted = ".".join(path)
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
-            near = nearest(path[-1], _fields(path[:-1]))
+            near = _home(path[-1]) or nearest(path[-1], _fields(path[:-1]))
             message = "unknown key" + (f", did you mean {near!r}?" if near else "")
         elif item["type"] == "literal_error":
             given = item["input"]
@@ -347,6 +347,19 @@ _PATTERNS = {
     "device": "must be auto, cpu, mps, cuda or cuda:N",
     "name": "must be letters, digits, '.', '_' and '-', and begin with a letter or digit",
 }
+
+
+def _home(key: str) -> str | None:
+    """Return the dotted path of a key that stands in another table of the study."""
+    if key in StudyConfig.model_fields:
+        return key
+    tables = [name for name in StudyConfig.model_fields if key in _tables(name)]
+    return f"{tables[0]}.{key}" if tables else None
+
+
+def _tables(name: str) -> list[str]:
+    kind = StudyConfig.model_fields[name].annotation
+    return list(kind.model_fields) if isinstance(kind, type) and issubclass(kind, BaseModel) else []
 
 
 def _fields(path: list[str]) -> list[str]:

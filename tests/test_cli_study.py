@@ -138,6 +138,7 @@ def test_a_study_file_and_flags_are_one_study(run, tmp_path):
             2,
             "train.epoch: unknown key, did you mean 'epochs'?",
         ),
+        (["--dataset", "dots", "--set", "epochs=3"], 2, "unknown key, did you mean 'train.epochs'?"),
         (["--dataset", "./nowhere/"], 5, "nowhere"),
         (["--dataset", "dots", "--trial", "3"], 2, "--trials"),
         (["none.toml"], 2, "no such study file"),

@@ -82,7 +82,7 @@ def show(
     boards: list[Leaderboard] = []
     for name in dict.fromkeys(datasets) or (None,):
         boards += rank(chosen, metric=metric, by="backbone" if across else by, split=split, dataset=name)
-    _explain_absence(chosen, boards, datasets, folder, split)
+    _explain_absence(chosen, boards, studies, datasets, folder, split)
     if across:
         _show_across(boards, as_json or form == "json")
         return
@@ -201,15 +201,23 @@ def _of_studies(entries: Sequence[Entry], studies: Sequence[str], runs: Path) ->
 def _explain_absence(
     entries: Sequence[Entry],
     boards: Sequence[Leaderboard],
+    studies: Sequence[str],
     datasets: Sequence[str],
     runs: Path,
     split: str,
 ) -> None:
-    """Say on stderr why a data set, or everything, has no table."""
+    """Say on stderr why a study, a data set, or everything, has no table."""
     records = [entry.record for entry in entries]
+    for name in dict.fromkeys(studies) if runs.is_dir() else ():
+        if not any(record.study == name for record in records):
+            _say(*_why_without_records(runs / name))
     if not records:
-        what = "no records" if runs.is_dir() else "no such folder"
-        _say(f"nothing to rank: {what} under {runs}", "  make some  harness study run")
+        if not runs.is_dir():
+            _say(f"nothing to rank: no such folder {runs}", "  make some  harness study run")
+        elif not studies:
+            found = any(runs.glob("*/*/*/record.json"))
+            what = "no record can be read" if found else "no records"
+            _say(f"nothing to rank: {what} under {runs}", "  make some  harness study run")
         return
     ranked = {board.dataset for board in boards}
     for name in sorted({record.dataset.name for record in records} - ranked):
@@ -219,6 +227,12 @@ def _explain_absence(
                 f"nothing to rank for {name}: {done} complete trainings"
                 + (f", none with {split} scores" if done and split != "auto" else "")
             )
+
+
+def _why_without_records(study: Path) -> list[str]:
+    if any(study.glob("*/*/record.json")):
+        return [f"no record of study {study.name!r} can be read", f"  they are in  {study}"]
+    return [f"study {study.name!r} has no records yet", f"  go on  harness study run --name {study.name}"]
 
 
 def _write(text: str) -> None:
