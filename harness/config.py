@@ -283,7 +283,14 @@ def load_study_file(path: Path) -> dict[str, Any]:
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UsageError("no such study file", where=str(path)) from None
+        raise UsageError(
+            "no such study file",
+            where=str(path),
+            fixes=[
+                "check the path",
+                "name a data set or a folder of images with --dataset instead of a file",
+            ],
+        ) from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError("a study file is no valid TOML", where=str(path), why=str(error)) from error
     folder = path.parent

@@ -437,6 +437,15 @@ def test_a_damaged_study_keeps_no_other_from_running(tiny, registry, tmp_path):
     assert run_study(tiny(name="yours", trials=1), registry=registry, runs=tmp_path).exit_code == 0
 
 
+def test_a_study_without_a_complete_trial_says_where_to_look(tmp_path):
+    from harness.search.result import StudyResult
+
+    result = StudyResult(name="sig", folder=tmp_path, dataset="dots", metric="f1", trials=1, records=())
+    with pytest.raises(NoTrialSucceeded) as caught:
+        _ = result.best
+    assert "harness study show sig" in caught.value.fixes[0]
+
+
 @pytest.mark.parametrize(("name", "said"), [("gone", "does not exist"), ("text", "found 0 images")])
 @pytest.mark.parametrize("start", [run_study, check_study])
 def test_data_that_are_missing_are_said_before_weights_are_looked_for(

@@ -13,7 +13,7 @@ import click
 
 from harness import paths
 from harness.errors import UnknownNameError, UsageError
-from harness.text import safe_text
+from harness.text import counted, safe_text
 
 if TYPE_CHECKING:
     from harness.leaderboard.entry import Entry
@@ -224,7 +224,7 @@ def _explain_absence(
         if not datasets or name in datasets:
             done = sum(record.state == "complete" for record in records if record.dataset.name == name)
             _say(
-                f"nothing to rank for {name}: {done} complete trainings"
+                f"nothing to rank for {name}: {counted(done, 'complete training')}"
                 + (f", none with {split} scores" if done and split != "auto" else "")
             )
 
@@ -326,7 +326,7 @@ def publish(ctx: click.Context, records: Path, to: Path, check: bool) -> None:
         publishing.check_publication(made, to)
     for name in publishing.write_publication(made, to):
         _write(f"{to / name}\n")
-    _say(f"{made.runs} runs in {len(made.boards)} tables, up to date in {to}")
+    _say(f"{counted(made.runs, 'run')} in {counted(len(made.boards), 'table')}, up to date in {to}")
     ctx.exit(3 if made.rejected else 0)
 
 

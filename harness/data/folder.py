@@ -14,6 +14,7 @@ from pathlib import Path
 
 from harness.errors import DataError
 from harness.specs import Sample, Split
+from harness.text import counted
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 LABELS_FILE = "labels.csv"
@@ -113,7 +114,7 @@ def _read_classes(root: Path) -> list[Sample]:
     empty = sorted(label for label, has_images in filled.items() if not has_images)
     if empty:
         raise DataError(
-            f"{_plural(len(empty), 'class folder')} without an image: {_first(empty)}",
+            f"{counted(len(empty), 'class folder')} without an image: {_first(empty)}",
             where=str(root),
             fixes=["add images or remove the folder"],
         )
@@ -176,10 +177,10 @@ def _nothing_found(root: Path) -> DataError:
     loose = sum(1 for entry in root.iterdir() if _is_image(entry.name) and not _is_hidden(entry.name))
     why = []
     if loose:
-        why.append(f"{_plural(loose, 'image')} directly in it have no class")
+        why.append(f"{counted(loose, 'image')} directly in it have no class")
     links = find_links(root)
     if links:
-        why.append(f"{_plural(len(links), 'symbolic link')} not followed")
+        why.append(f"{counted(len(links), 'symbolic link')} not followed")
     looked = ", ".join(extension[1:] for extension in EXTENSIONS)
     return DataError(
         f"found 0 images under {root}; looked for {looked} in one folder per class",
@@ -271,7 +272,3 @@ def _first(names: Iterable[str]) -> str:
     names = list(names)
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
