@@ -101,8 +101,8 @@ def build_timm(name: str, num_classes: int, weights: Path | None, image_size: in
             raise
         raise UsageError(
             # All in one line: a trial that fails keeps no more of it in its record.
-            f"backbone {name!r} does not work with images of {image_size} px: {first_line(error)}; "
-            f"use {max(cfg.input_size[1:])} px, its own size",
+            f"backbone {name!r} does not work with images of {image_size} px: "
+            f"{first_line(error).rstrip('.')}; use {max(cfg.input_size[1:])} px, its own size",
             fixes=["leave the backbone out"],
         ) from error
 
