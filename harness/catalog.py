@@ -108,7 +108,7 @@ class Catalog(Generic[SpecT]):
         if colon and prefix in self._families:
             if rest not in self.members(prefix):
                 known = [f"{prefix}:{member}" for member in self.members(prefix)]
-                more = self._failures.get(prefix, "")
+                more = self._failures.get(prefix) or self._listing()
                 raise UnknownNameError(self.kind, name, known, where=where, more=more)
             return self._describe(prefix, rest, name, where)
         homes = [family for family in self._families if name in self.members(family)]
@@ -116,7 +116,7 @@ class Catalog(Generic[SpecT]):
             choices = " or ".join(f"{family}:{name}" for family in sorted(homes))
             raise UsageError(f"{self.kind} {name!r} is ambiguous", where=where, fixes=[f"write {choices}"])
         if not homes:
-            more = "; ".join(self._failures.values())
+            more = "; ".join(self._failures.values()) or self._listing()
             raise UnknownNameError(self.kind, name, self.names(), where=where, more=more)
         return self._describe(homes[0], name, name, where)
 
@@ -135,7 +135,7 @@ class Catalog(Generic[SpecT]):
         else:
             found = [name for name in self.names() if fnmatchcase(name, pattern)]
         if not found:
-            more = "; ".join(self._failures.values())
+            more = "; ".join(self._failures.values()) or self._listing()
             raise UnknownNameError(self.kind, pattern, self.names(), where=where, more=more)
         return sorted(found)
 
@@ -159,6 +159,11 @@ class Catalog(Generic[SpecT]):
             self._families[item.name] = (item, provider)
         else:
             self._specs[item.name] = Component(spec=item, provider=provider)
+
+    def _listing(self) -> str:
+        """Say how to list the components."""
+        commands = {"backbone": "harness models list --all", "dataset": "harness data list"}
+        return f"list what there is: {commands.get(self.kind, 'harness plugins list')}"
 
     def _describe(self, family: str, member: str, name: str, where: str) -> Component[SpecT]:
         described, provider = self._families[family]

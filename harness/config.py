@@ -22,6 +22,8 @@ from pydantic import (
 from harness.errors import UsageError, nearest
 
 SCHEMA: Literal["harness.study/1"] = "harness.study/1"
+DEVICES = r"^(auto|cpu|mps|cuda(:\d+)?)$"
+"""Pattern of what a training may be asked to run on."""
 
 
 class _Model(BaseModel):
@@ -163,7 +165,7 @@ class FinalizeConfig(_Model):
 class RunConfig(_Model):
     """Where and how it runs; no part of a study's identity."""
 
-    device: str = Field(default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    device: str = Field(default="auto", pattern=DEVICES)
     threads: int = Field(default=0, ge=0)
     """CPU threads of a trial; 0 takes all cores. Another count changes the last bits of the weights."""
     executor: Literal["process", "inline"] = "process"
@@ -281,7 +283,14 @@ def load_study_file(path: Path) -> dict[str, Any]:
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UsageError("no such study file", where=str(path)) from None
+        raise UsageError(
+            "no such study file",
+            where=str(path),
+            fixes=[
+                "check the path",
+                "name a data set or a folder of images with --dataset instead of a file",
+            ],
+        ) from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError("a study file is no valid TOML", where=str(path), why=str(error)) from error
     folder = path.parent
@@ -321,7 +330,7 @@ def _explain(error: ValidationError) -> Iterator[str]:
         dotted = ".".join(path)
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
-            near = nearest(path[-1], _fields(path[:-1]))
+            near = _home(path[-1]) or nearest(path[-1], _fields(path[:-1]))
             message = "unknown key" + (f", did you mean {near!r}?" if near else "")
         elif item["type"] == "literal_error":
             given = item["input"]
@@ -345,6 +354,19 @@ _PATTERNS = {
     "device": "must be auto, cpu, mps, cuda or cuda:N",
     "name": "must be letters, digits, '.', '_' and '-', and begin with a letter or digit",
 }
+
+
+def _home(key: str) -> str | None:
+    """Return the dotted path of a key that stands in another table of the study."""
+    if key in StudyConfig.model_fields:
+        return key
+    tables = [name for name in StudyConfig.model_fields if key in _tables(name)]
+    return f"{tables[0]}.{key}" if tables else None
+
+
+def _tables(name: str) -> list[str]:
+    kind = StudyConfig.model_fields[name].annotation
+    return list(kind.model_fields) if isinstance(kind, type) and issubclass(kind, BaseModel) else []
 
 
 def _fields(path: list[str]) -> list[str]:

@@ -30,6 +30,8 @@ class Candidate:
     load: Callable[[], object]
     status: Literal["ok", "blocked", "broken"] = "ok"
     reason: str = ""
+    missing: str = ""
+    """The module that was not found, where that is the reason."""
     hooks: tuple[str, ...] = ()
     components: tuple[tuple[str, str, str], ...] = ()
 

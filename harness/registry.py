@@ -156,9 +156,7 @@ def load_registry(arguments: Sequence[str] = ()) -> Registry:
                     f"plugin {candidate.name!r} cannot be loaded",
                     where=f"-p {candidate.name}",
                     why=candidate.reason,
-                    fixes=["name a module, without .py, of the current folder or of an installed package"]
-                    if "ModuleNotFoundError" in candidate.reason
-                    else ["repair it; docs/plugins.md says what a plugin needs"],
+                    fixes=[_repair(candidate)],
                 )
         loaded.append(candidate)
     return Registry(
@@ -178,6 +176,15 @@ def load_registry(arguments: Sequence[str] = ()) -> Registry:
         _manager=manager,
         **{plural(kind): catalog for kind, catalog in catalogs.items()},
     )
+
+
+def _repair(candidate: Candidate) -> str:
+    """Say what to do about a module that cannot be loaded."""
+    if not candidate.missing:
+        return "repair it; docs/plugins.md says what a plugin needs"
+    if f"{candidate.name}.".startswith(f"{candidate.missing}."):
+        return "name a module, without .py, of the current folder or of an installed package"
+    return f"install {candidate.missing.partition('.')[0]!r}, which {candidate.name!r} imports"
 
 
 def _is_registered(candidate: Candidate, manager: pluggy.PluginManager) -> bool:
@@ -203,6 +210,7 @@ def _load(candidate: Candidate, manager: pluggy.PluginManager, catalogs: dict[st
             manager.unregister(name=candidate.name)
         candidate.status = "broken"
         candidate.reason = describe_error(error)
+        candidate.missing = (error.name or "") if isinstance(error, ModuleNotFoundError) else ""
         return
     provider = Provider(
         name="", plugin=candidate.name, distribution=candidate.distribution, version=candidate.version

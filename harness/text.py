@@ -18,6 +18,11 @@ def safe_text(value: object) -> str:
     return "".join(_visible(character) for character in str(value))
 
 
+def counted(count: int, noun: str) -> str:
+    """Return a number with its noun: `1 trial`, `2 trials`."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
 def listed(what: str, found: Sequence[str]) -> str:
     """Say how many there are and show the first, one a line."""
     lines = "".join(f"\n      {line}" for line in found[:_SHOWN])

@@ -63,10 +63,59 @@ def test_doctor_checks_this_machine(harness_cli, monkeypatch):
     assert all(item["fix"] for item in findings.values() if item["verdict"] != "ok")
 
 
-def test_a_broken_pipe_is_no_error():
-    command = f"{sys.executable} -m harness plugins list --json | head -c 1"
+@pytest.mark.parametrize("arguments", ["plugins list --json", "models list"])
+def test_a_broken_pipe_is_no_error(arguments):
+    command = f"{sys.executable} -m harness {arguments} | head -c 1"
     done = subprocess.run(
         ["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True, check=False
     )
-    assert "Traceback" not in done.stderr
-    assert "BrokenPipe" not in done.stderr
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_every_suggested_option_and_command_is_there():
+    from harness.cli import command
+    from harness.cli.leaderboard import submit
+    from harness.cli.study import run
+    from harness.cli.suggestions import COMMANDS, OPTIONS
+
+    there = {option for param in (*run.params, *submit.params) for option in param.opts}
+    assert {option.split()[0] for option in OPTIONS} <= there
+    for line in COMMANDS:
+        found = command
+        for word in line.split()[1:]:
+            found = found.get_command(None, word)
+            assert found is not None, line
+
+
+@pytest.mark.parametrize(
+    ("line", "suggestion"),
+    [
+        ("study run --timeout 5", "--budget 20m"),
+        ("study run --max-time 5", "--budget 20m"),
+        ("study run --gpu", "--device cuda"),
+        ("study run --model x", "--backbone NAME"),
+        ("study run --learning_rate 1", "--lr RATE"),
+        ("study run --pretrained", "--init pretrained"),
+        ("study run --aug x", "--augmentation NAME"),
+        ("study run --out x", "--runs DIR"),
+        ("study run --jobs 4", "--threads N"),
+        ("study run --epoch 4", "--epochs"),
+        ("leaderboard publish --output x", "--to DIR"),
+        ("leaderboard show --gpu", ""),
+        ("study run --zzz", ""),
+        ("run", "harness study run"),
+        ("train", "harness study run"),
+        ("study train", "harness study run"),
+        ("stduy", "study"),
+        ("study shwo", "show"),
+        ("zzz", ""),
+    ],
+)
+def test_what_is_unknown_gets_a_suggestion_that_fits_or_none(harness_cli, line, suggestion):
+    code, out, err = harness_cli(*line.split())
+    assert (code, out) == (2, "")
+    assert "No such" in err
+    if suggestion:
+        assert f"Did you mean {suggestion!r}?" in err
+    else:
+        assert "mean" not in err

@@ -138,6 +138,14 @@ def test_check_lists_problems_and_warnings_and_exits_5(data, photos):
     assert "cat/0.png = dog/copy.png" in out
 
 
+def test_check_warns_of_links_that_are_not_followed(data, photos, tmp_path):
+    (tmp_path / "birds").mkdir()
+    (photos / "bird").symlink_to(tmp_path / "birds")
+    code, out, _ = data("check", photos)
+    assert code == 0
+    assert "warning    symbolic links not followed: copy what they point to (1)\n      bird" in out
+
+
 @pytest.fixture
 def leaky(photos):
     """The shades, and a picture whose copies and re-encoded copies lie under two labels."""

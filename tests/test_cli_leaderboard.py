@@ -109,7 +109,33 @@ def test_a_study_without_records_is_known(harness, runs):
     (runs / "begun/study.json").write_text("{}", encoding="utf-8")
     code, out, err = harness("--runs", runs, "begun")
     assert (code, out) == (0, "")
-    assert "no records" in err
+    assert err == "study 'begun' has no records yet\n  go on  harness study run --name begun\n"
+    code, out, err = harness("--runs", runs, "begun", "leafy")
+    assert "beans" in out
+    assert "study 'begun' has no records yet" in err
+
+
+@pytest.mark.parametrize(("name", "said"), [("gone.json", "no such file"), ("gone", "unknown study 'gone'")])
+def test_submit_tells_a_missing_file_from_an_unknown_study(harness, runs, name, said):
+    code, out, err = harness(name, "--runs", runs, command="submit")
+    assert (code, out) == (6 if name.endswith("json") else 2, "")
+    assert said in err
+    assert "  fix    " in err
+
+
+def test_verify_refuses_a_study_in_place_of_its_bundles(harness, runs):
+    code, out, err = harness(runs / "leafy", command="verify")
+    assert (code, out) == (5, "")
+    assert f"submit it first: harness leaderboard submit {runs / 'leafy'}" in err
+
+
+def test_a_study_whose_records_are_damaged_is_said_so(harness, runs):
+    (runs / "leafy/trials/0000/record.json").write_text("{", encoding="utf-8")
+    code, out, err = harness("--runs", runs, "leafy")
+    assert (code, out) == (0, "")
+    assert "no record of study 'leafy' can be read" in err
+    assert "yet" not in err
+    assert "nothing to rank" not in err
 
 
 @pytest.mark.parametrize(
@@ -121,7 +147,10 @@ def test_a_study_without_records_is_known(harness, runs):
     ],
 )
 def test_no_records_is_no_error(harness, tmp_path, flags, expected):
-    for folder, what in ((tmp_path, "no records"), (tmp_path / "none", "no such folder")):
+    for folder, what in (
+        (tmp_path, "no records"),
+        (tmp_path / "none", f"no such folder {tmp_path / 'none'}\n"),
+    ):
         code, out, err = harness("--runs", folder, "-d", "beans", *flags)
         assert (code, out) == (0, expected)
         assert what in err

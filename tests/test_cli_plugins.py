@@ -178,6 +178,22 @@ def test_a_module_that_is_missing_is_a_clear_error(harness_cli):
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize(
+    ("module", "imports", "said"),
+    [
+        ("mynet", "import nothing_here.sub", "install 'nothing_here', which 'mynet' imports"),
+        ("mynet.sub", "", "name a module, without .py"),
+        ("mynet.py", "", "name a module, without .py"),
+        ("mynet", "raise ValueError", "repair it"),
+    ],
+)
+def test_a_module_that_cannot_be_loaded_says_what_to_do(harness_cli, mine, module, imports, said):
+    mine(imports + "\n")
+    code, _, err = harness_cli("-p", module, "plugins", "list")
+    assert code == 7
+    assert said in err
+
+
 def test_blocking_an_unknown_plugin_is_a_usage_error(harness_cli):
     code, _, err = harness_cli("-p", "no:terminl", "plugins", "list")
     assert code == 2

@@ -90,7 +90,14 @@ def test_predict_names_what_is_no_image(harness_cli, study, tmp_path, name, code
     got, _, err = harness_cli("-p", "tiny_plugin", "predict", "photos", tmp_path / name)
     assert got == code
     assert said in err
+    assert name != "nowhere.png" or "  fix    check the path" in err
     assert "Traceback" not in err
+
+
+def test_predict_refuses_a_device_that_is_none(harness_cli, study, photos):
+    code, _, err = harness_cli("-p", "tiny_plugin", "predict", "photos", photos / "test", "--device", "gpu")
+    assert code == 2
+    assert "device: must be auto, cpu, mps, cuda or cuda:N (got 'gpu')" in err
 
 
 def test_weights_and_card_must_be_of_each_other(harness_cli, study, photos):
@@ -113,3 +120,4 @@ def test_a_study_without_a_finalist_says_so(harness_cli, photos):
     code, _, err = harness_cli("-p", "tiny_plugin", "predict", "bare", photos / "test")
     assert code == 2
     assert "has no finalist yet" in err
+    assert "harness study finalize bare --finalists 1" in err

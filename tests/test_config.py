@@ -103,7 +103,7 @@ def test_a_file_that_is_no_toml_is_refused_with_its_name(tmp_path, content):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(UsageError, match="no such study file"):
+    with pytest.raises(UsageError, match=r"no such study file.*\n.*\n  fix    check the path"):
         load_study_file(tmp_path / "none.toml")
 
 

@@ -26,6 +26,12 @@ def test_a_gpu_is_always_named_with_its_number(monkeypatch):
         choose_device("cuda:2")
 
 
+@pytest.mark.parametrize("name", ["gpu", "cuda:", "xpu", "cuda:0\n", ""])
+def test_an_unknown_kind_of_device_is_refused_with_those_there_are(name):
+    with pytest.raises(UsageError, match="must be auto, cpu, mps, cuda or cuda:N"):
+        choose_device(name)
+
+
 @pytest.mark.parametrize("deterministic", [True, False])
 def test_the_choice_of_kernels_ends_with_the_trial(deterministic):
     with pytest.raises(RuntimeError, match="in the trial"), chosen_kernels(GPU, deterministic=deterministic):

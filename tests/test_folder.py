@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.data.folder import read_folder
+from harness.data.folder import find_links, look_at_folder, read_folder
 from harness.errors import DataError
 
 
@@ -75,6 +75,52 @@ def test_a_folder_of_links_says_that_they_are_not_followed(tmp_path: Path) -> No
     with pytest.raises(DataError) as caught:
         read_folder(root)
     assert "1 symbolic link not followed" in caught.value.why
+    (root / "dog").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DataError) as caught:
+        read_folder(root)
+    assert "2 symbolic links not followed" in caught.value.why
+
+
+def test_links_that_are_not_followed_are_listed_once(tmp_path: Path) -> None:
+    root = tmp_path / "photos"
+    touch(root, "cat/a.jpg", "dog/deep/b.jpg", "notes.txt")
+    touch(tmp_path, "elsewhere/c.jpg")
+    (root / "bird").symlink_to(tmp_path / "elsewhere")
+    (root / "dog" / "deep" / "c.jpg").symlink_to(tmp_path / "elsewhere" / "c.jpg")
+    (root / "readme").symlink_to(root / "notes.txt")
+    (root / ".hidden").symlink_to(tmp_path / "elsewhere")
+    assert find_links(root) == [root / "bird", root / "dog" / "deep" / "c.jpg"]
+    (root / "labels.csv").write_text("file,label\n", encoding="utf-8")
+    assert find_links(root) == []
+
+
+@pytest.mark.parametrize("outer", ["photos", "archive/photos"])
+@pytest.mark.parametrize("parts", ["", "train/"])
+def test_a_folder_around_the_folder_of_classes_is_refused_and_the_inner_named(
+    tmp_path: Path, outer: str, parts: str
+) -> None:
+    names = [f"{outer}/{parts}{label}/a.jpg" for label in ("ant", "bee", "cat")]
+    touch(tmp_path, *names, f"{outer}/val/ant/b.jpg" if parts else f"{outer}/readme.txt", "__MACOSX/a.jpg")
+    with pytest.raises(DataError, match="one class only") as caught:
+        read_folder(tmp_path)
+    assert ("train, val" if parts else "ant, bee, cat") in caught.value.why
+    assert caught.value.fixes == (f"name that folder: {tmp_path / outer}",)
+    assert len(read_folder(tmp_path / outer)) == 3 + bool(parts)
+
+
+@pytest.mark.parametrize("deep", ["", "deep/", "deep/er/"])
+def test_one_class_with_images_of_its_own_is_no_outer_folder(tmp_path: Path, deep: str) -> None:
+    touch(tmp_path, "cat/a.jpg", f"cat/{deep}b.jpg")
+    assert [label for _, label, _ in listed(tmp_path)] == ["cat", "cat"]
+
+
+@pytest.mark.parametrize("name", ["gone", "gone.csv", "empty", "text"])
+def test_a_look_finds_what_is_no_data(tmp_path: Path, name: str) -> None:
+    touch(tmp_path, "text/cat/a.txt", "text/b.jpg", "good/cat/a.jpg")
+    (tmp_path / "empty").mkdir()
+    look_at_folder(tmp_path / "good")
+    with pytest.raises(DataError, match=r"does not exist|found 0 images"):
+        look_at_folder(tmp_path / name)
 
 
 def test_the_root_itself_may_be_a_link(tmp_path: Path) -> None:

@@ -149,9 +149,35 @@ def test_no_folder_of_bundles_is_an_error(tmp_path):
     assert caught.value.fixes
 
 
-def test_no_bundles_give_empty_documents(tmp_path):
+def test_bundles_are_found_at_any_depth_and_reruns_are_none(bundles, records, tmp_path):
+    flat = tmp_path / "flat" / "deep" / "er"
+    flat.mkdir(parents=True)
+    for number, path in enumerate(bundle_files(records)):
+        shutil.copy(path, (tmp_path / "flat" if number % 2 else flat) / path.name)
+    (tmp_path / "flat" / "reruns").mkdir()
+    (tmp_path / "flat" / "reruns" / "1.json").write_text("{}", encoding="utf-8")
+    (tmp_path / "flat" / ".git").mkdir()
+    (tmp_path / "flat" / ".git" / "1.json").write_text("{}", encoding="utf-8")
+    made = publish(tmp_path / "flat")
+    assert (made.runs, list(made.rejected)) == (4, [])
+    assert made.files == publish(bundles).files
+
+
+def test_without_a_bundle_nothing_is_written_over_what_was_there(harness_cli, tmp_path):
+    (tmp_path / "records" / "petals").mkdir(parents=True)
+    (tmp_path / "LEADERBOARD.md").write_text("of last year", encoding="utf-8")
+    arguments = ("--records", tmp_path / "records", "--to", tmp_path)
+    code, out, err = harness_cli("leaderboard", "publish", *arguments)
+    assert (code, out) == (6, "")
+    assert "harness leaderboard submit STUDY" in err
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["LEADERBOARD.md"]
+    assert (tmp_path / "LEADERBOARD.md").read_text(encoding="utf-8") == "of last year"
+
+
+def test_bundles_that_are_all_broken_give_documents_that_say_so(tmp_path):
+    (tmp_path / "a.json").write_text("{}", encoding="utf-8")
     made = publish(tmp_path)
-    assert (made.runs, list(made.boards)) == (0, [])
+    assert (made.runs, list(made.boards), len(made.rejected)) == (0, [], 1)
     assert json.loads(made.files["leaderboard.json"])["leaderboards"] == []
     assert "0 runs" in made.files["index.html"]
 

@@ -125,6 +125,10 @@ def test_what_cannot_be_run_again_is_refused_before_any_training(bundle, registr
     )
     with pytest.raises(UnknownNameError, match="unknown loss 'poly-9'"):
         again(dataclasses.replace(bundle, records=unknown))
+    bare = load_registry(["no:terminal"])
+    with pytest.raises(UnknownNameError, match="unknown backbone 'tiny-net'") as caught:
+        rerun(bundle, registry=bare, folder=tmp_path / "again", dataset="dots")
+    assert caught.value.fixes == ("load its plugin: harness -p tiny_plugin study rerun ...",)
     lied = dataclasses.replace(bundle.records[0].weights, sha256="ab" * 32)
     with pytest.raises(WeightsError, match="are not those that the run started from"):
         again(with_records(bundle, weights=lied))

@@ -9,7 +9,7 @@ import safetensors.numpy
 from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score
 
 from harness import NoTrialSucceeded, StorageError, UsageError, run_study
-from harness.errors import UnknownNameError
+from harness.errors import DataError, UnknownNameError
 from harness.records import read_record, read_records
 from harness.search.result import choose_finalists
 from harness.search.study import check_study
@@ -435,3 +435,26 @@ def test_a_damaged_study_keeps_no_other_from_running(tiny, registry, tmp_path):
     first = run_study(tiny(name="mine", trials=1), registry=registry, runs=tmp_path)
     (first.folder / "study.json").write_text("{")
     assert run_study(tiny(name="yours", trials=1), registry=registry, runs=tmp_path).exit_code == 0
+
+
+def test_a_study_without_a_complete_trial_says_where_to_look(tmp_path):
+    from harness.search.result import StudyResult
+
+    result = StudyResult(name="sig", folder=tmp_path, dataset="dots", metric="f1", trials=1, records=())
+    with pytest.raises(NoTrialSucceeded) as caught:
+        _ = result.best
+    assert "harness study show sig" in caught.value.fixes[0]
+
+
+@pytest.mark.parametrize(("name", "said"), [("gone", "does not exist"), ("text", "found 0 images")])
+@pytest.mark.parametrize("start", [run_study, check_study])
+def test_data_that_are_missing_are_said_before_weights_are_looked_for(
+    tmp_path, tiny, registry, start, name, said
+):
+    (tmp_path / "text" / "cat").mkdir(parents=True)
+    (tmp_path / "text" / "cat" / "a.txt").write_text("no image")
+    config = tiny(
+        dataset=str(tmp_path / name), init="pretrained", weights_dir=str(tmp_path / "no-weights-here")
+    )
+    with pytest.raises(DataError, match=said):
+        start(config, registry=registry)

@@ -409,6 +409,9 @@ def test_a_rerun_that_holds_lifts_a_bundle(bundle, tmp_path):
     assert (verdict.tier, verdict.problems, verdict.notes) == ("re-run", (), ())
     (board,) = publish(tmp_path / "records").boards
     assert [row.tier for row in board.rows] == ["re-run"]
+    path.rename(tmp_path / "records" / path.name)
+    (board,) = publish(tmp_path / "records").boards
+    assert [row.tier for row in board.rows] == ["re-run"]
 
 
 def test_a_rerun_that_does_not_hold_lifts_nothing(bundle):

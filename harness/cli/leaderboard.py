@@ -13,7 +13,7 @@ import click
 
 from harness import paths
 from harness.errors import UnknownNameError, UsageError
-from harness.text import safe_text
+from harness.text import counted, safe_text
 
 if TYPE_CHECKING:
     from harness.leaderboard.entry import Entry
@@ -82,7 +82,7 @@ def show(
     boards: list[Leaderboard] = []
     for name in dict.fromkeys(datasets) or (None,):
         boards += rank(chosen, metric=metric, by="backbone" if across else by, split=split, dataset=name)
-    _explain_absence(chosen, boards, datasets, folder, split)
+    _explain_absence(chosen, boards, studies, datasets, folder, split)
     if across:
         _show_across(boards, as_json or form == "json")
         return
@@ -201,24 +201,38 @@ def _of_studies(entries: Sequence[Entry], studies: Sequence[str], runs: Path) ->
 def _explain_absence(
     entries: Sequence[Entry],
     boards: Sequence[Leaderboard],
+    studies: Sequence[str],
     datasets: Sequence[str],
     runs: Path,
     split: str,
 ) -> None:
-    """Say on stderr why a data set, or everything, has no table."""
+    """Say on stderr why a study, a data set, or everything, has no table."""
     records = [entry.record for entry in entries]
+    for name in dict.fromkeys(studies) if runs.is_dir() else ():
+        if not any(record.study == name for record in records):
+            _say(*_why_without_records(runs / name))
     if not records:
-        what = "no records" if runs.is_dir() else "no such folder"
-        _say(f"nothing to rank: {what} under {runs}", "  make some  harness study run")
+        if not runs.is_dir():
+            _say(f"nothing to rank: no such folder {runs}", "  make some  harness study run")
+        elif not studies:
+            found = any(runs.glob("*/*/*/record.json"))
+            what = "no record can be read" if found else "no records"
+            _say(f"nothing to rank: {what} under {runs}", "  make some  harness study run")
         return
     ranked = {board.dataset for board in boards}
     for name in sorted({record.dataset.name for record in records} - ranked):
         if not datasets or name in datasets:
             done = sum(record.state == "complete" for record in records if record.dataset.name == name)
             _say(
-                f"nothing to rank for {name}: {done} complete trainings"
+                f"nothing to rank for {name}: {counted(done, 'complete training')}"
                 + (f", none with {split} scores" if done and split != "auto" else "")
             )
+
+
+def _why_without_records(study: Path) -> list[str]:
+    if any(study.glob("*/*/record.json")):
+        return [f"no record of study {study.name!r} can be read", f"  they are in  {study}"]
+    return [f"study {study.name!r} has no records yet", f"  go on  harness study run --name {study.name}"]
 
 
 def _write(text: str) -> None:
@@ -304,12 +318,15 @@ def publish(ctx: click.Context, records: Path, to: Path, check: bool) -> None:
     for rejected in made.rejected:
         _say(f"left out {rejected.file}: {rejected.reason}")
     if not made.runs:
-        _say(f"nothing to rank: no sound bundle under {records}", "  make one  harness leaderboard submit")
+        _say(
+            f"nothing to rank: no sound bundle under {records}",
+            "  make one  harness leaderboard submit STUDY",
+        )
     if check:
         publishing.check_publication(made, to)
     for name in publishing.write_publication(made, to):
         _write(f"{to / name}\n")
-    _say(f"{made.runs} runs in {len(made.boards)} tables, up to date in {to}")
+    _say(f"{counted(made.runs, 'run')} in {counted(len(made.boards), 'table')}, up to date in {to}")
     ctx.exit(3 if made.rejected else 0)
 
 

@@ -97,7 +97,7 @@ def find_finalist(run: str, runs: Path) -> Path:
         raise UsageError(
             f"study {study.name!r} has no finalist yet",
             where=str(study.folder),
-            fixes=[f"let it end: harness study run --name {study.name} ...", "set finalize.top above 0"],
+            fixes=[f"harness study finalize {study.name} --finalists 1"],
         )
     # By validation, never by test: picking the best test score would spoil it.
     best = max(finals, key=lambda record: getattr(record.scores["val"], study.metric))
@@ -126,7 +126,11 @@ def list_images(paths_: tuple[Path, ...]) -> list[tuple[Path, str]]:
         elif path.is_file():
             found.append((path, path.parent.name))
         else:
-            raise DataError("no such file or folder", where=str(path))
+            raise DataError(
+                "no such file or folder",
+                where=str(path),
+                fixes=["check the path; IMAGES are files, or folders of images"],
+            )
     return found
 
 

@@ -15,7 +15,7 @@ from harness import paths
 from harness.cli.rerun import rerun
 from harness.cli.settings import study_values
 from harness.errors import StorageError, UnknownNameError
-from harness.text import safe_text
+from harness.text import counted, safe_text
 
 if TYPE_CHECKING:
     from harness.config import StudyConfig
@@ -350,13 +350,13 @@ def _report(result: StudyResult, config: StudyConfig) -> None:
     from harness.leaderboard.render import print_boards
 
     print_boards(result.leaderboard())
-    wanted = f" of {config.trials}" if config.trials else ""
     ended = sum(record.kind == "search" for record in result.records)
+    done = f"{ended} of {counted(config.trials, 'trial')}" if config.trials else counted(ended, "trial")
     if result.stopped:
-        click.echo(f"stopped: {ended}{wanted} trials are kept. Resume: run the same command again.", err=True)
+        click.echo(f"stopped: {done} kept. Resume: run the same command again.", err=True)
         return
     if result.timed_out:
-        click.echo(f"time is up: {ended}{wanted} trials. Go on: run the same command again.", err=True)
+        click.echo(f"time is up: {done}. Go on: run the same command again.", err=True)
     finals = [record for record in result.records if record.kind == "final" and record.state == "complete"]
     if finals:
         click.echo(f"use it:   harness predict {result.name} IMAGES...", err=True)

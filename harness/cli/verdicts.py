@@ -22,8 +22,9 @@ def check_files(
     """Return the verdict of each bundle, of folders all that are in them.
 
     Raises:
-        DataError: There is nothing to check, or the images are missing.
+        DataError: There is nothing to check, or a study is in its place, or the images are missing.
     """
+    from harness.leaderboard.bundle import bundle_files
     from harness.leaderboard.verify import verify_file
 
     labels = None
@@ -36,10 +37,13 @@ def check_files(
         labels = check_dataset(data, registry, rules=SplitRules(), skip_bad=True).manifest.sample_list()
     found: list[Path] = []
     for file in files:
-        inside = [file]
-        if file.is_dir():
-            others = [path for path in sorted(file.rglob("*.json")) if not path.name.startswith(".")]
-            inside = [path for path in others if "reruns" not in path.relative_to(file).parts]
+        if (file / "study.json").is_file():
+            raise DataError(
+                "this is a study, and only bundles are verified",
+                where=str(file),
+                fixes=[f"submit it first: harness leaderboard submit {file}"],
+            )
+        inside = list(bundle_files(file)) if file.is_dir() else [file]
         if not inside:
             raise DataError("there is no bundle in this folder", where=str(file))
         found += inside

@@ -9,11 +9,12 @@ from __future__ import annotations
 import csv
 import os
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from harness.errors import DataError
 from harness.specs import Sample, Split
+from harness.text import counted
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 LABELS_FILE = "labels.csv"
@@ -44,22 +45,50 @@ def read_folder(path: Path) -> list[Sample]:
         DataError: The folder is missing, empty, or in no known layout; a class has no image; the CSV lacks
             columns, names files that are missing or lie outside its folder, or has an unknown split.
     """
+    look_at_folder(path)
+    file = _csv_of(path)
+    samples = _read_csv(file) if file else _read_classes(path)
+    return sorted(samples, key=lambda sample: sample.id)
+
+
+def look_at_folder(path: Path) -> None:
+    """Check that a CSV file is there, or a folder and an image in it; the first that is found is enough.
+
+    Raises:
+        DataError: It is missing, or there is no image.
+    """
     if path.suffix.lower() == ".csv":
-        samples = _read_csv(path)
+        if not path.exists():
+            raise DataError("the CSV file does not exist", where=str(path), fixes=["check the path"])
     elif not path.is_dir():
         what = "is no folder" if path.exists() else "does not exist"
         fixes = ["check the path", f"lay the images out as {_LAYOUTS}"]
         raise DataError(f"the data folder {what}", where=str(path), fixes=fixes)
-    elif (path / LABELS_FILE).is_file():
-        samples = _read_csv(path / LABELS_FILE)
-    else:
-        samples = _read_classes(path)
-    return sorted(samples, key=lambda sample: sample.id)
+    elif not _csv_of(path) and not any(any(_images_below(folder)) for folder in _subfolders(path)):
+        raise _nothing_found(path)
+
+
+def find_links(path: Path) -> list[Path]:
+    """Return the symbolic links to folders and images that `read_folder` leaves out; of a CSV file none."""
+    found: list[Path] = []
+    if _csv_of(path):
+        return found
+    for current, folders, files in os.walk(path):
+        folders[:] = sorted(name for name in folders if not _is_hidden(name))
+        images = sorted(name for name in files if _is_image(name) and not _is_hidden(name))
+        found += [Path(current, name) for name in folders + images if Path(current, name).is_symlink()]
+    return found
+
+
+def _csv_of(path: Path) -> Path | None:
+    """Return the CSV file that lists the images of a path, if one does."""
+    if path.suffix.lower() == ".csv":
+        return path
+    return path / LABELS_FILE if (path / LABELS_FILE).is_file() else None
 
 
 def _read_classes(root: Path) -> list[Sample]:
-    links: list[Path] = []
-    top = _subfolders(root, links)
+    top = _subfolders(root)
     parts: list[tuple[Split | None, Path]] = [(None, root)]
     if any(_is_split_folder(folder) for folder in top):
         strange = [folder.name for folder in top if folder.name.lower() not in _SPLITS]
@@ -73,21 +102,43 @@ def _read_classes(root: Path) -> list[Sample]:
     samples = []
     filled: dict[str, bool] = {}
     for split, part in parts:
-        for folder in _subfolders(part, links):
+        for folder in _subfolders(part):
             label = _nfc(folder.name)
-            files = list(_images_below(folder, links))
+            files = list(_images_below(folder))
             filled[label] = filled.get(label, False) or bool(files)
             samples += [Sample(id=_id(file, root), label=label, image=file, split=split) for file in files]
     if not samples:
-        raise _nothing_found(root, links)
+        raise _nothing_found(root)
+    if len(filled) == 1 and parts[0][0] is None:
+        _refuse_outer(root)
     empty = sorted(label for label, has_images in filled.items() if not has_images)
     if empty:
         raise DataError(
-            f"{_plural(len(empty), 'class folder')} without an image: {_first(empty)}",
+            f"{counted(len(empty), 'class folder')} without an image: {_first(empty)}",
             where=str(root),
             fixes=["add images or remove the folder"],
         )
     return samples
+
+
+def _refuse_outer(root: Path) -> None:
+    """Name the folder of the classes, where it is alone in another: so archives unpack.
+
+    Raises:
+        DataError: It is.
+    """
+    inner, inside = root, _subfolders(root)
+    while len(inside) == 1:
+        inner, inside = inside[0], _subfolders(inside[0])
+    if inner == root or not inside or any(_is_image(entry.name) for entry in inner.iterdir()):
+        return
+    raise DataError(
+        f"the folder holds one class only, {_subfolders(root)[0].name}",
+        where=str(root),
+        why=f"the folders that look like classes lie deeper, in {inner}: "
+        f"{_first(folder.name for folder in inside)}",
+        fixes=[f"name that folder: {inner}"],
+    )
 
 
 def _is_split_folder(folder: Path) -> bool:
@@ -98,31 +149,23 @@ def _is_split_folder(folder: Path) -> bool:
     return any(entry.is_dir() for entry in entries) and not any(_is_image(entry.name) for entry in entries)
 
 
-def _subfolders(folder: Path, links: list[Path]) -> list[Path]:
+def _subfolders(folder: Path) -> list[Path]:
     try:
         entries = sorted(entry for entry in folder.iterdir() if not _is_hidden(entry.name))
     except OSError as error:
         raise _closed(error) from error
-    links += [entry for entry in entries if entry.is_symlink()]
     return [entry for entry in entries if entry.is_dir() and not entry.is_symlink()]
 
 
-def _images_below(folder: Path, links: list[Path]) -> Iterator[Path]:
+def _images_below(folder: Path) -> Iterator[Path]:
     def refuse(error: OSError) -> None:
         raise _closed(error) from error
 
     for current, folders, files in os.walk(folder, onerror=refuse):
-        for name in folders:
-            if Path(current, name).is_symlink():
-                links.append(Path(current, name))
         folders[:] = sorted(name for name in folders if not _is_hidden(name))
         for name in sorted(files):
             file = Path(current, name)
-            if _is_hidden(name) or not _is_image(name):
-                continue
-            if file.is_symlink():
-                links.append(file)
-            else:
+            if _is_image(name) and not _is_hidden(name) and not file.is_symlink():
                 yield file
 
 
@@ -130,13 +173,14 @@ def _closed(error: OSError) -> DataError:
     return DataError("a folder cannot be read", where=str(error.filename), why=error.strerror or str(error))
 
 
-def _nothing_found(root: Path, links: Sequence[Path]) -> DataError:
+def _nothing_found(root: Path) -> DataError:
     loose = sum(1 for entry in root.iterdir() if _is_image(entry.name) and not _is_hidden(entry.name))
     why = []
     if loose:
-        why.append(f"{_plural(loose, 'image')} directly in it have no class")
+        why.append(f"{counted(loose, 'image')} directly in it have no class")
+    links = find_links(root)
     if links:
-        why.append(f"{_plural(len(links), 'symbolic link')} not followed")
+        why.append(f"{counted(len(links), 'symbolic link')} not followed")
     looked = ", ".join(extension[1:] for extension in EXTENSIONS)
     return DataError(
         f"found 0 images under {root}; looked for {looked} in one folder per class",
@@ -197,8 +241,6 @@ def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
                 (reader.line_num, {columns[key]: (row[key] or "").strip() for key in columns})
                 for row in reader
             ]
-    except FileNotFoundError:
-        raise DataError("the CSV file does not exist", where=str(path), fixes=["check the path"]) from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError("the CSV cannot be read", where=str(path), why=str(error)) from error
 
@@ -230,7 +272,3 @@ def _first(names: Iterable[str]) -> str:
     names = list(names)
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"

@@ -12,7 +12,7 @@ from harness import metrics, paths
 from harness.data.audit import SPLITS, Audit, audit
 from harness.data.decode import DECODE, Pixels
 from harness.data.fetch import fetch, folder_of
-from harness.data.folder import LABELS_FILE, read_folder
+from harness.data.folder import LABELS_FILE, find_links, read_folder
 from harness.data.scan import Verdict, scan
 from harness.data.split import SplitRules as SplitRules
 from harness.data.split import split_images
@@ -183,15 +183,21 @@ def check_dataset(
     """
     home = home or paths.home()
     found = resolve(dataset, registry)
+    warnings = []
     if isinstance(found, Path):
         where, licence, name = found, "not stated", _display_name(found)
         samples = read_folder(found)
+        links = [str(link.relative_to(found)) for link in find_links(found)]
+        if links:
+            warnings.append(listed("symbolic links not followed: copy what they point to", links))
     else:
         where, licence, name = folder_of(found.name, home), found.licence, found.name
         samples = fetch(found, home, download=download)
     samples = sorted(samples, key=lambda sample: sample.id)
     cache = home / "scan" / f"{digest(str(where.absolute()))[:24]}.json"
-    return _check(name, licence, str(where), samples, scan(samples, cache), rules, skip_bad, cache)
+    check = _check(name, licence, str(where), samples, scan(samples, cache), rules, skip_bad, cache)
+    manifest = replace(check.manifest, warnings=(*warnings, *check.manifest.warnings))
+    return replace(check, manifest=manifest)
 
 
 def resolve(dataset: str, registry: Registry) -> DatasetSpec | Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from harness.config import DEVICES
 from harness.errors import UsageError
 
 
@@ -19,12 +21,17 @@ def choose_device(device: str) -> torch.device:
     """Return the device asked for; `auto` takes a GPU where there is one.
 
     Raises:
-        UsageError: The device is not there.
+        UsageError: There is no such kind of device, or it is not there.
     """
     if device == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda:0")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    if not re.fullmatch(DEVICES, device):
+        raise UsageError(
+            f"device: must be auto, cpu, mps, cuda or cuda:N (got {device!r})",
+            fixes=["write --device cuda for a GPU of NVIDIA or AMD"],
+        )
     chosen = torch.device(device)
     missing = (chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count()) or (
         chosen.type == "mps" and not torch.backends.mps.is_available()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from harness.leaderboard.entry import Tier
 from harness.records import Metric
+from harness.text import counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -154,12 +155,12 @@ class Leaderboard:
         if any(row.failed for row in self.rows):
             parts.append("! failed trainings count as the floor")
         if self.unpaired:
-            parts.append(f"{_plural(self.unpaired, 'row')} without predictions, compared unpaired")
+            parts.append(f"{counted(self.unpaired, 'row')} without predictions, compared unpaired")
         parts += [f"no {self.split} scores: {', '.join(self.unranked)}"] if self.unranked else []
         parts.append(f"protocol {self.protocol[:8]}")
         if self.other:
             why = f" (differs in {', '.join(self.differences)})" if self.differences else ""
-            parts.append(f"not comparable with {_plural(self.other, 'other protocol')} of this data set{why}")
+            parts.append(f"not comparable with {counted(self.other, 'other protocol')} of this data set{why}")
         return " · ".join(part for part in parts if part)
 
 
@@ -185,8 +186,4 @@ def _flat(row: Row) -> dict[str, Cell]:
 
 def _count(outcomes: Mapping[str, int], noun: str) -> str:
     by_state = ", ".join(f"{outcomes[state]} {state}" for state in STATES if outcomes.get(state))
-    return f"{_plural(sum(outcomes.values()), noun)}: {by_state}"
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+    return f"{counted(sum(outcomes.values()), noun)}: {by_state}"

@@ -140,8 +140,14 @@ def read_foreign(cls: type[T], path: Path, schema: str, what: str) -> T:
 
 
 def bundle_files(folder: Path) -> Iterator[Path]:
-    """Yield the files of all bundles below a folder, by name."""
-    yield from sorted(path for path in folder.glob("*/*.json") if not path.name.startswith("."))
+    """Yield the files of all bundles below a folder, at any depth, by name.
+
+    Hidden ones are left out, and so is what lies in a folder `reruns`.
+    """
+    for path in sorted(folder.rglob("*.json")):
+        parts = path.relative_to(folder).parts
+        if "reruns" not in parts[:-1] and not any(part.startswith(".") for part in parts):
+            yield path
 
 
 def _pack(values: npt.NDArray[Any]) -> str:

@@ -29,7 +29,7 @@ from harness.leaderboard.panel import Json
 from harness.leaderboard.render import format_count, format_lr, format_score, format_seconds
 from harness.leaderboard.summary import Summary
 from harness.records import CostRecord, Metric, TrialConfig
-from harness.text import safe_text
+from harness.text import counted, safe_text
 
 METRICS: tuple[Metric, ...] = ("f1", "accuracy")
 WIDTH = 120
@@ -274,7 +274,7 @@ def _environment() -> jinja2.Environment:
         "seconds": format_seconds,
         "lr": format_lr,
         "run_id": run_id,
-        "plural": _plural,
+        "plural": counted,
         "breakable": _breakable,
     }
     environment.globals |= {"mark": _mark, "width": WIDTH}
@@ -284,10 +284,6 @@ def _environment() -> jinja2.Environment:
 def _inert(value: Any) -> Any:
     """Make the signs of foreign text visible before it is escaped."""
     return safe_text(value) if isinstance(value, str) and not isinstance(value, Markup) else value
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def _breakable(name: str) -> Markup:

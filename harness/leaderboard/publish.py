@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from harness.documents import write_atomically
@@ -78,23 +79,24 @@ def publish(records: Path, *, jobs: int = 1) -> Publication:
     reason; one that is there twice counts once.
 
     Args:
-        records: The folder.
+        records: The folder; bundles lie at any depth below it, their reruns in `reruns` beside it.
         jobs: Processes that verify.
 
     Raises:
-        StorageError: There is no such folder.
+        StorageError: There is no such folder, or no bundle in it.
     """
-    if not records.is_dir():
+    paths = list(bundle_files(records))
+    if not paths:
         raise StorageError(
             "there are no bundles to publish",
             where=str(records),
-            why="no such folder",
+            why="no *.json below it" if records.is_dir() else "no such folder",
             fixes=[
                 "name the folder of the bundles: --records DIR",
-                "make one: harness leaderboard submit RUN",
+                f"make one: harness leaderboard submit STUDY --to {records}  (STUDY/NUMBER for one run)",
             ],
         )
-    verified, rejected = _read(records, jobs)
+    verified, rejected = _read(paths, records, jobs)
     entries = [entry for one in verified.values() for entry in one.entries]
     boards: dict[Metric, list[Leaderboard]] = {
         "f1": rank(entries, metric="f1", split="test"),
@@ -170,12 +172,13 @@ def _content(path: Path) -> bytes | None:
         return None
 
 
-def _read(records: Path, jobs: int) -> tuple[dict[str, _Verified], list[Rejected]]:
+def _read(paths: Sequence[Path], records: Path, jobs: int) -> tuple[dict[str, _Verified], list[Rejected]]:
     """Read and verify bundles: by digest, in order of it."""
     verified: dict[str, _Verified] = {}
     rejected: list[Rejected] = []
     known: dict[tuple[str, str], Samples] = {}
-    for path, (bundle, verdict) in _verdicts(list(bundle_files(records)), jobs):
+    check = partial(verify_file, reruns=records.absolute().parent / "reruns")
+    for path, (bundle, verdict) in _verdicts(check, paths, jobs):
         file = path.relative_to(records).as_posix()
         if bundle is None or verdict.problems:
             rejected.append(Rejected(file=file, reason=_reason(verdict.problems)))
@@ -194,15 +197,17 @@ def _reason(problems: Sequence[str]) -> str:
     return "; ".join(problems[:SHOWN]) + more
 
 
-def _verdicts(paths: Sequence[Path], jobs: int) -> Iterator[tuple[Path, tuple[Bundle | None, Verdict]]]:
+def _verdicts(
+    check: Callable[[Path], tuple[Bundle | None, Verdict]], paths: Sequence[Path], jobs: int
+) -> Iterator[tuple[Path, tuple[Bundle | None, Verdict]]]:
     """Yield each bundle with its verdict, in order; nearly all the time goes into recomputing intervals."""
     jobs = min(jobs, len(paths) // SHARE)
     if jobs < 2:
-        yield from ((path, verify_file(path)) for path in paths)
+        yield from ((path, check(path)) for path in paths)
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=context) as pool:
-        yield from zip(paths, pool.map(verify_file, paths, chunksize=8), strict=True)
+        yield from zip(paths, pool.map(check, paths, chunksize=8), strict=True)
 
 
 def _summarise(boards: Sequence[Leaderboard]) -> list[Summary]:

@@ -100,6 +100,7 @@ def find_runs(run: str, runs: Path) -> list[tuple[Path, int]]:
     Raises:
         UnknownNameError: There is no such study.
         UsageError: It has no final training.
+        StorageError: It is a file that there is not.
     """
     folders = {folder.name: folder for folder in study_folders(runs)}
     found = re.fullmatch(r"(.+)/(\d{1,9})", run)
@@ -114,9 +115,11 @@ def find_runs(run: str, runs: Path) -> list[tuple[Path, int]]:
                 f"study {path.name!r} has no final training" + (f" of trial {number}" if finals else ""),
                 where=str(path),
                 why=f"there are those of trial {numbers}" if finals else "",
-                fixes=[f"harness study finalize {path.name} --finalists 3"],
+                fixes=[f"harness study finalize {path.name} --finalists 1"],
             )
         return [(path, one) for one in (sorted(finals) if number is None else [number])]
+    if run.endswith(".json"):
+        raise StorageError("no such file", where=run, fixes=["check the path of the bundle or rerun.json"])
     raise UnknownNameError(
         "study", found[1] if found else run, folders, where=str(runs), more="list them: harness study list"
     )

@@ -47,7 +47,14 @@ class StudyResult:
         """
         ranked = rank_trials(self.records)
         if not ranked:
-            raise NoTrialSucceeded(f"study {self.name!r} has no complete trial", where=str(self.folder))
+            raise NoTrialSucceeded(
+                f"study {self.name!r} has no complete trial",
+                where=str(self.folder),
+                fixes=[
+                    f"see what became of its trials: harness study show {self.name}",
+                    "go on with it: the command that began it, again",
+                ],
+            )
         return ranked[0]
 
     def leaderboard(self) -> list[Leaderboard]:

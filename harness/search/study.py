@@ -8,6 +8,7 @@ from pathlib import Path
 
 from harness import paths
 from harness.config import StudyConfig
+from harness.data.folder import look_at_folder
 from harness.data.manifest import Manifest, SplitRules, load_manifest, resolve
 from harness.engine.weights import ResolvedWeights, preflight
 from harness.errors import StorageError, UsageError
@@ -53,7 +54,7 @@ def run_study(
     stop = StopSignal()
     with stop.installed():
         # Names and weights are checked before data are read, unless a study has frozen what they mean.
-        resolve(config.dataset, registry)
+        _look_at_data(config, registry)
         space = None if _was_asked(config, runs) else resolve_space(config, registry, where=where)
         if space is not None:
             _preflight(space, config, registry, fetch=False)
@@ -149,11 +150,18 @@ def check_study(config: StudyConfig, registry: Registry, *, where: str = "study"
         DataError: The data set is missing or unusable.
         WeightsError: Pretrained weights cannot be had.
     """
-    resolve(config.dataset, registry)
+    _look_at_data(config, registry)
     space = resolve_space(config, registry, where=where)
     _preflight(space, config, registry, fetch=False)
     _load(config, registry, download=False)
     return space
+
+
+def _look_at_data(config: StudyConfig, registry: Registry) -> None:
+    """Check, at no cost, that the data set has a name, or is a folder with images."""
+    found = resolve(config.dataset, registry)
+    if isinstance(found, Path):
+        look_at_folder(found)
 
 
 def _load(config: StudyConfig, registry: Registry, *, download: bool = True) -> Manifest:

@@ -100,9 +100,10 @@ def build_timm(name: str, num_classes: int, weights: Path | None, image_size: in
         if not sized:
             raise
         raise UsageError(
-            f"backbone {name!r} does not work with images of {image_size} px",
-            why=first_line(error),
-            fixes=[f"use {max(cfg.input_size[1:])} px, its own size", "leave the backbone out"],
+            # All in one line: a trial that fails keeps no more of it in its record.
+            f"backbone {name!r} does not work with images of {image_size} px: "
+            f"{first_line(error).rstrip('.')}; use {max(cfg.input_size[1:])} px, its own size",
+            fixes=["leave the backbone out"],
         ) from error
 
 
