@@ -409,7 +409,8 @@ def test_a_rerun_that_holds_lifts_a_bundle(bundle, tmp_path):
     assert (verdict.tier, verdict.problems, verdict.notes) == ("re-run", (), ())
     (board,) = publish(tmp_path / "records").boards
     assert [row.tier for row in board.rows] == ["re-run"]
-    path.rename(tmp_path / "records" / path.name)
+    path = path.rename(tmp_path / "records" / path.name)
+    assert verify_file(path)[1].tier == "re-run"
     (board,) = publish(tmp_path / "records").boards
     assert [row.tier for row in board.rows] == ["re-run"]
 

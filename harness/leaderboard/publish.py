@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 from harness.documents import write_atomically
@@ -79,7 +78,7 @@ def publish(records: Path, *, jobs: int = 1) -> Publication:
     reason; one that is there twice counts once.
 
     Args:
-        records: The folder; bundles lie at any depth below it, their reruns in `reruns` beside it.
+        records: The folder; bundles lie at any depth below it, their reruns in a folder `reruns` above them.
         jobs: Processes that verify.
 
     Raises:
@@ -177,8 +176,7 @@ def _read(paths: Sequence[Path], records: Path, jobs: int) -> tuple[dict[str, _V
     verified: dict[str, _Verified] = {}
     rejected: list[Rejected] = []
     known: dict[tuple[str, str], Samples] = {}
-    check = partial(verify_file, reruns=records.absolute().parent / "reruns")
-    for path, (bundle, verdict) in _verdicts(check, paths, jobs):
+    for path, (bundle, verdict) in _verdicts(paths, jobs):
         file = path.relative_to(records).as_posix()
         if bundle is None or verdict.problems:
             rejected.append(Rejected(file=file, reason=_reason(verdict.problems)))
@@ -197,17 +195,15 @@ def _reason(problems: Sequence[str]) -> str:
     return "; ".join(problems[:SHOWN]) + more
 
 
-def _verdicts(
-    check: Callable[[Path], tuple[Bundle | None, Verdict]], paths: Sequence[Path], jobs: int
-) -> Iterator[tuple[Path, tuple[Bundle | None, Verdict]]]:
+def _verdicts(paths: Sequence[Path], jobs: int) -> Iterator[tuple[Path, tuple[Bundle | None, Verdict]]]:
     """Yield each bundle with its verdict, in order; nearly all the time goes into recomputing intervals."""
     jobs = min(jobs, len(paths) // SHARE)
     if jobs < 2:
-        yield from ((path, check(path)) for path in paths)
+        yield from ((path, verify_file(path)) for path in paths)
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=context) as pool:
-        yield from zip(paths, pool.map(check, paths, chunksize=8), strict=True)
+        yield from zip(paths, pool.map(verify_file, paths, chunksize=8), strict=True)
 
 
 def _summarise(boards: Sequence[Leaderboard]) -> list[Summary]:

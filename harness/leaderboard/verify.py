@@ -59,23 +59,24 @@ def verify(bundle: Bundle, labels: SampleList | None = None, reruns: Sequence[Re
     return Verdict(tier=tier, problems=(), digest=bundle.digest, notes=notes)
 
 
-def verify_file(
-    path: Path, labels: SampleList | None = None, reruns: Path | None = None
-) -> tuple[Bundle | None, Verdict]:
+def verify_file(path: Path, labels: SampleList | None = None) -> tuple[Bundle | None, Verdict]:
     """Read a bundle and check it; what cannot be read is a verdict too.
 
     Args:
-        path: The file.
+        path: The file. Its reruns lie in a folder `reruns` beside it, or beside any folder that holds it.
         labels: As `verify` takes them.
-        reruns: Folder of reruns; None: `reruns` beside the folder of records that the file lies in.
     """
     try:
         bundle = read_bundle(path)
     except StorageError as error:
         why = f": {error.why}" if error.why else ""
         return None, Verdict(tier="self-reported", problems=(f"{error.what}{why}",))
-    folder = path.absolute().parent.parent.parent / "reruns" if reruns is None else reruns
-    found, damaged = reruns_of(bundle, folder)
+    found: list[RerunRecord] = []
+    damaged: list[str] = []
+    for folder in path.absolute().parents:
+        reruns, problems = reruns_of(bundle, folder / "reruns")
+        found += reruns
+        damaged += problems
     verdict = verify(bundle, labels, found)
     notes = verdict.notes + tuple(f"rerun {line}" for line in damaged)
     return bundle, replace(verdict, notes=notes)
