@@ -124,12 +124,12 @@ def resample_scores(
         np.add.at(answered, (other, which), 1)
         # Of one or two images, none may be drawn.
         accuracies.append(hits.sum(axis=0) / np.maximum(1, actual.sum(axis=0)))
-        macros.append(_macro_f1(hits, actual, answered))
+        macros.append(macro_f1(hits, actual, answered))
     accuracy, f1 = np.concatenate(accuracies), np.concatenate(macros)
     # Of the matrix that was drawn from, with the two errors spread as they fall on average.
     spread = wrong * support / total
     among_others = (spread.sum() - spread) / max(1, num_classes - 1)
-    expected = _macro_f1(
+    expected = macro_f1(
         mass.diagonal()[:, None],
         (mass.sum(axis=1) + spread)[:, None],
         (mass.sum(axis=0) + among_others)[:, None],
@@ -166,7 +166,7 @@ def sum_by_class(rows: npt.NDArray[Any], classes: IntArray, num_classes: int) ->
     return sums
 
 
-def _macro_f1(
+def macro_f1(
     hits: IntArray | FloatArray, actual: IntArray | FloatArray, answered: IntArray | FloatArray
 ) -> FloatArray:
     """Macro-F1, (B,), over the classes with support, of counts (C, B); 0 where there is none."""

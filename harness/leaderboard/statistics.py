@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.documents import digest
-from harness.metrics import resample_scores, sum_by_class
+from harness.metrics import macro_f1, point_scores, resample_scores, sum_by_class
 from harness.records import Metric
 
 RESAMPLES = 2000
@@ -237,22 +237,12 @@ class _Images:
             return np.asarray(1 - missed / size)
         missed = self._sums(wrong, self._labels[wrong])
         falsely = self._sums(wrong, chosen[wrong])
-        drawn = _macro_f1(self._support, missed, falsely)
-        count = functools.partial(np.bincount, minlength=self._num_classes)
-        support = count(self._labels)[:, None]
-        point = _macro_f1(support, count(self._labels[wrong])[:, None], count(chosen[wrong])[:, None])
-        return drawn - (float(drawn.mean()) - float(point[0]))
+        hits = self._support - missed
+        drawn = macro_f1(hits, self._support, hits + falsely)
+        _, point = point_scores(self._labels, chosen, self._num_classes)
+        return drawn - (float(drawn.mean()) - point)
 
     def _sums(self, images: IntArray, classes: IntArray) -> IntArray:
         """Add up how often some images are drawn, by class: (C, B)."""
         order = np.argsort(classes, kind="stable")
         return sum_by_class(self._weights[images[order]], classes[order], self._num_classes)
-
-
-def _macro_f1(support: IntArray, missed: IntArray, falsely: IntArray) -> FloatArray:
-    """Macro-F1, (B,), over the classes with support, of counts (C, B)."""
-    present = support > 0
-    hits = 2.0 * (support - missed)
-    f1 = np.divide(hits, hits + missed + falsely, out=np.zeros(hits.shape), where=present)
-    macro: FloatArray = f1.sum(axis=0) / present.sum(axis=0)
-    return macro
