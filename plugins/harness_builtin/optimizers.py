@@ -19,21 +19,21 @@ def build_sgd(groups: Sequence[ParamGroup]) -> Optimizer:
     """Return torch's SGD with Nesterov momentum 0.9 (Sutskever et al., ICML 2013)."""
     import torch
 
-    return torch.optim.SGD(list(groups), momentum=0.9, nesterov=True)
+    return torch.optim.SGD(list(groups), momentum=0.9, nesterov=True, fused=True)
 
 
 def build_adam(groups: Sequence[ParamGroup]) -> Optimizer:
     """Return torch's Adam; weight decay is part of the gradient (Kingma and Ba, ICLR 2015)."""
     import torch
 
-    return torch.optim.Adam(list(groups))
+    return torch.optim.Adam(list(groups), fused=True)
 
 
 def build_adamw(groups: Sequence[ParamGroup]) -> Optimizer:
     """Return torch's AdamW; weight decay is decoupled (Loshchilov and Hutter, ICLR 2019)."""
     import torch
 
-    return torch.optim.AdamW(list(groups))
+    return torch.optim.AdamW(list(groups), fused=True)
 
 
 def list_timm() -> Iterable[str]:
