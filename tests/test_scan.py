@@ -30,9 +30,9 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     look = module._look
 
-    def counted(sample: Sample) -> object:
+    def counted(sample: Sample, **options: object) -> object:
         names.append(sample.id)
-        return look(sample)
+        return look(sample, **options)
 
     monkeypatch.setattr(module, "_look", counted)
     return names

@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -59,6 +60,8 @@ class Bank:
         interpolation: Interpolation,
         home: Path,
         on_chunk: Callable[[], None] = lambda: None,
+        *,
+        reduced: Callable[[Item], Tensor] | None = None,
     ) -> Bank:
         """Map the decoded images of some items, decoding them first if nobody has.
 
@@ -70,6 +73,7 @@ class Bank:
             interpolation: Of the resizing.
             home: Folder of all banks and caches.
             on_chunk: Called now and then while images are decoded.
+            reduced: Gives what `reduce_image` makes of an item, where that is at hand; None decodes.
 
         Raises:
             DataError: An image has changed or gone since the manifest was made.
@@ -87,7 +91,8 @@ class Bank:
             with FileLock(folder.with_name(f".{folder.name}.lock")):
                 # Another process may have decoded while this one waited for the lock.
                 if not _is_complete(folder):
-                    _fill(items, folder, resize, interpolation, on_chunk)
+                    default = partial(_decode_reduced, resize=resize, interpolation=interpolation)
+                    _fill(items, folder, reduced or default, on_chunk)
         except OSError as error:
             raise StorageError(
                 "decoded images cannot be stored",
@@ -135,7 +140,7 @@ def prepare(pixels: Pixels, resize: int, interpolation: Interpolation) -> Tensor
     Returns:
         uint8 (3, h, w).
     """
-    return _enlarged(_reduced(pixels, resize, interpolation), resize, interpolation)
+    return _enlarged(reduce_image(pixels, resize, interpolation), resize, interpolation)
 
 
 def centre_crop(image: Tensor, size: int) -> Tensor:
@@ -152,8 +157,17 @@ def short_side(size: int, crop: float) -> int:
     return max(size, math.floor(size / crop))
 
 
-def _reduced(pixels: Pixels, resize: int, interpolation: Interpolation) -> Tensor:
-    """Crop, and shrink what is larger. What is smaller stays: a bank must not store enlargements."""
+def reduce_image(pixels: Pixels, resize: int, interpolation: Interpolation) -> Tensor:
+    """Crop, and shrink what is larger. What is smaller stays: a bank must not store enlargements.
+
+    Args:
+        pixels: uint8 (H, W, 3).
+        resize: Short side in pixels.
+        interpolation: Of the resizing.
+
+    Returns:
+        uint8 (3, h, w), as it is stored.
+    """
     height, width = pixels.shape[:2]
     longest = LONGEST * min(height, width)
     top, left = max(0, (height - longest) // 2), max(0, (width - longest) // 2)
@@ -202,8 +216,7 @@ def _read_json(folder: Path) -> dict[str, Any]:
 def _fill(
     items: Sequence[Item],
     folder: Path,
-    resize: int,
-    interpolation: Interpolation,
+    reduced: Callable[[Item], Tensor],
     on_chunk: Callable[[], None],
 ) -> None:
     """Decode into a folder beside, and rename it. The caller holds the lock: older parts are dead ones."""
@@ -215,7 +228,7 @@ def _fill(
     unique = list({item.sha256: item for item in items}.values())
     try:
         with (part / "pixels.bin").open("wb") as file:
-            places = _write(file, unique, resize, interpolation, on_chunk)
+            places = _write(file, unique, reduced, on_chunk)
             file.flush()
             os.fsync(file.fileno())
         index = {"schema": SCHEMA, "bytes": (part / "pixels.bin").stat().st_size, "places": places}
@@ -229,8 +242,7 @@ def _fill(
 def _write(
     file: IO[bytes],
     items: Sequence[Item],
-    resize: int,
-    interpolation: Interpolation,
+    reduced: Callable[[Item], Tensor],
     on_chunk: Callable[[], None],
 ) -> dict[str, list[int]]:
     """Append images; return offset, height and width by content.
@@ -241,8 +253,7 @@ def _write(
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for chunk in _chunks(items):
             on_chunk()
-            images = pool.map(lambda item: _reduced(_decoded(item), resize, interpolation), chunk)
-            for item, image in zip(chunk, images, strict=True):
+            for item, image in zip(chunk, pool.map(reduced, chunk), strict=True):
                 height, width = image.shape[1:]
                 places[item.sha256] = [file.tell(), height, width]
                 file.write(np.ascontiguousarray(image.permute(1, 2, 0).numpy()).data)
@@ -253,6 +264,10 @@ def _chunks(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
     """Yield groups of bounded size, so that decoding cannot run far ahead of writing."""
     for start in range(0, len(items), _CHUNK):
         yield items[start : start + _CHUNK]
+
+
+def _decode_reduced(item: Item, *, resize: int, interpolation: Interpolation) -> Tensor:
+    return reduce_image(_decoded(item), resize, interpolation)
 
 
 def _decoded(item: Item) -> Pixels:

@@ -13,7 +13,7 @@ from harness.data.audit import SPLITS, Audit, audit
 from harness.data.decode import DECODE, Pixels
 from harness.data.fetch import fetch, folder_of
 from harness.data.folder import LABELS_FILE, find_links, read_folder
-from harness.data.scan import Verdict, scan
+from harness.data.scan import Keep, Verdict, scan
 from harness.data.split import SplitRules as SplitRules
 from harness.data.split import split_images
 from harness.documents import digest
@@ -131,6 +131,7 @@ def load_manifest(
     download: bool = True,
     skip_bad: bool = False,
     home: Path | None = None,
+    keep: Keep | None = None,
 ) -> Manifest:
     """Read, check and split a data set.
 
@@ -141,12 +142,15 @@ def load_manifest(
         download: Fetch a named data set that is not here.
         skip_bad: Leave unreadable images out instead of refusing the data set.
         home: Folder of data and caches; None takes `HARNESS_HOME`.
+        keep: Given each file that is decoded to be checked, from several threads.
 
     Raises:
         UnknownNameError: There is no data set and no path of that name.
         DataError: The data are missing or cannot be trained on; lists all problems at once.
     """
-    check = check_dataset(dataset, registry, rules=rules, download=download, skip_bad=skip_bad, home=home)
+    check = check_dataset(
+        dataset, registry, rules=rules, download=download, skip_bad=skip_bad, home=home, keep=keep
+    )
     if check.problems:
         count = len(check.problems)
         lines = "\n".join(f"  - {problem}" for problem in check.problems)
@@ -174,6 +178,7 @@ def check_dataset(
     download: bool = False,
     skip_bad: bool = False,
     home: Path | None = None,
+    keep: Keep | None = None,
 ) -> DatasetCheck:
     """Do what `load_manifest` does, but return the problems instead of raising them.
 
@@ -195,7 +200,7 @@ def check_dataset(
         samples = fetch(found, home, download=download)
     samples = sorted(samples, key=lambda sample: sample.id)
     cache = home / "scan" / f"{digest(str(where.absolute()))[:24]}.json"
-    check = _check(name, licence, str(where), samples, scan(samples, cache), rules, skip_bad, cache)
+    check = _check(name, licence, str(where), samples, scan(samples, cache, keep), rules, skip_bad, cache)
     manifest = replace(check.manifest, warnings=(*warnings, *check.manifest.warnings))
     return replace(check, manifest=manifest)
 

@@ -6,10 +6,12 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 from harness.data.decode import DECODE, Pixels, decode, read_bytes
 from harness.data.fingerprint import FINGERPRINT, fingerprint
@@ -19,6 +21,9 @@ from harness.specs import Sample
 
 SCHEMA = "harness.scan/2"
 _RECIPE = [DECODE, FINGERPRINT]
+
+Keep: TypeAlias = Callable[[str, Pixels], None]
+"""Takes the SHA-256 of an image's content and its pixels, uint8 (H, W, 3)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,12 +38,13 @@ class Verdict:
     """What `fingerprint` says of its structure; empty where it has none or does not decode."""
 
 
-def scan(samples: Sequence[Sample], cache: Path) -> list[Verdict]:
+def scan(samples: Sequence[Sample], cache: Path, keep: Keep | None = None) -> list[Verdict]:
     """Hash, decode and fingerprint all images that are new or have changed since the last scan.
 
     Args:
         samples: Images to look at.
         cache: JSON file of verdicts by path, size and modification time; rewritten when anything is new.
+        keep: Given each file that is decoded, from several threads.
     """
     known = _read_cache(cache)
     verdicts: dict[int, Verdict] = {}
@@ -55,7 +61,7 @@ def scan(samples: Sequence[Sample], cache: Path) -> list[Verdict]:
     pool = ThreadPoolExecutor(os.cpu_count())
     try:
         for index, (stamp, verdict) in zip(
-            todo, pool.map(_look, [samples[index] for index in todo]), strict=True
+            todo, pool.map(partial(_look, keep=keep), [samples[index] for index in todo]), strict=True
         ):
             verdicts[index] = verdict
             if stamp:
@@ -83,7 +89,7 @@ def content_sha256(image: bytes | Pixels) -> str:
     return hashlib.sha256(f"uint8 {image.shape} ".encode() + image.tobytes()).hexdigest()
 
 
-def _look(sample: Sample) -> tuple[list[int] | None, Verdict]:
+def _look(sample: Sample, keep: Keep | None = None) -> tuple[list[int] | None, Verdict]:
     sha256 = ""
     stamp = None
     try:
@@ -95,7 +101,10 @@ def _look(sample: Sample) -> tuple[list[int] | None, Verdict]:
         else:
             content = image
         sha256 = content_sha256(content)
-        found = fingerprint(decode(content, sample.id))
+        pixels = decode(content, sample.id)
+        found = fingerprint(pixels)
+        if keep and isinstance(image, Path):
+            keep(sha256, pixels)
     except DataError as error:
         return stamp, Verdict(sha256=sha256, problem=error.why, fingerprint="")
     return stamp, Verdict(sha256=sha256, problem="", fingerprint=found)

@@ -10,6 +10,7 @@ from harness import paths
 from harness.config import StudyConfig
 from harness.data.folder import look_at_folder
 from harness.data.manifest import Manifest, SplitRules, load_manifest, resolve
+from harness.data.scan import Keep
 from harness.engine.weights import ResolvedWeights, preflight
 from harness.errors import StorageError, UsageError
 from harness.records import study_folders
@@ -58,7 +59,7 @@ def run_study(
         space = None if _was_asked(config, runs) else resolve_space(config, registry, where=where)
         if space is not None:
             _preflight(space, config, registry, fetch=False)
-        manifest = _load(config, registry)
+        manifest = _load_once(config, registry, space) if space else _load(config, registry)
         protocol = manifest.protocol().digest
         name = config.name or default_name(manifest.dataset, config, protocol)
         folder = _find(name, runs, identity(config, protocol))
@@ -164,9 +165,29 @@ def _look_at_data(config: StudyConfig, registry: Registry) -> None:
         look_at_folder(found)
 
 
-def _load(config: StudyConfig, registry: Registry, *, download: bool = True) -> Manifest:
+def _load_once(config: StudyConfig, registry: Registry, space: Space) -> Manifest:
+    """Read, check and split the data set; keep what is decoded for that as the backbones want it."""
+    from harness.data.bank import short_side
+    from harness.data.harvest import Harvest
+
+    inputs = {name: registry.backbones.get(name).spec.input for name in space.backbones}
+    recipes = [
+        (short_side(space.image_sizes[name], inputs[name].crop), inputs[name].interpolation)
+        for name in inputs
+    ]
+    with Harvest(config.dataset, recipes, paths.home()) as harvest:
+        manifest = _load(config, registry, keep=harvest.add)
+        harvest.fill(manifest)
+    return manifest
+
+
+def _load(
+    config: StudyConfig, registry: Registry, *, download: bool = True, keep: Keep | None = None
+) -> Manifest:
     rules = SplitRules(val=config.split.val, test=config.split.test, seed=config.split.seed)
-    return load_manifest(config.dataset, registry, rules=rules, skip_bad=config.skip_bad, download=download)
+    return load_manifest(
+        config.dataset, registry, rules=rules, skip_bad=config.skip_bad, download=download, keep=keep
+    )
 
 
 def _was_asked(config: StudyConfig, runs: Path) -> bool:
