@@ -140,7 +140,8 @@ class SearchConfig(_Model):
 
     sampler: Literal["tpe", "random", "gp", "grid"] = "tpe"
     pruner: Literal["none", "median", "hyperband", "halving"] = "halving"
-    """`halving`: of the trials of a freeze depth a third goes on after 3, 9, 27 epochs."""
+    """`halving`: of the trials of a freeze depth a third goes on after 3, 9, 27 epochs, where twice as many
+    are still to come."""
     probes: bool = True
     """Probe the features of pretrained backbones first; the better ones get more of the first trials."""
 
@@ -268,8 +269,6 @@ DEFAULT_STUDY: dict[str, Any] = {
         "augmentation": "none",
     },
     "train": {"epochs": 5, "batch_size": 32},
-    # Halving has one rung in five epochs: it would let one trial in three come to its end.
-    "search": {"pruner": "median"},
     "finalize": {"top": 3},
 }
 

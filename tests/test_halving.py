@@ -8,11 +8,14 @@ from harness.search.halving import PeerHalvingPruner
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 
+def halving(epochs, min_resource=3):
+    pruner = PeerHalvingPruner(epochs=epochs, min_resource=min_resource, reduction_factor=3)
+    return optuna.create_study(direction="maximize", pruner=pruner)
+
+
 @pytest.fixture
 def study():
-    return optuna.create_study(
-        direction="maximize", pruner=PeerHalvingPruner(min_resource=3, reduction_factor=3)
-    )
+    return halving(epochs=9)
 
 
 def judge(study, depth, values):
@@ -43,11 +46,21 @@ def test_of_its_peers_a_third_goes_on(study):
 
 
 def test_one_depth_is_no_parameter_and_all_are_peers():
-    study = optuna.create_study(
-        direction="maximize", pruner=PeerHalvingPruner(min_resource=1, reduction_factor=3)
-    )
+    study = halving(epochs=3, min_resource=1)
     first, second = study.ask(), study.ask()
     first.report(0.5, step=1)
     assert not first.should_prune()
     second.report(0.4, step=1)
     assert second.should_prune()
+
+
+def test_a_rung_lies_at_least_a_third_below_the_whole_training(study):
+    short, long = halving(epochs=8), halving(epochs=27)
+    for each in (short, study, long):
+        judge(each, 0.0, [0.5] * 9)
+    assert judge(short, 0.0, [0.1] * 8) is None
+    assert judge(study, 0.0, [0.1] * 9) == 3
+    assert judge(study, 0.0, [0.6] * 3 + [0.1] * 6) is None, (
+        "nothing is to be saved after nine epochs of nine"
+    )
+    assert judge(long, 0.0, [0.6] * 3 + [0.1] * 24) == 9

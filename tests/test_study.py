@@ -184,7 +184,8 @@ def test_a_study_killed_between_two_steps_resumes_to_the_same_table(
     from harness.search import training
     from harness.search.folder import StudyFolder
 
-    study = tiny(trials=4, search={"pruner": pruner}, finalize={"top": 0})
+    # Nine epochs are the fewest in which halving has a rung.
+    study = tiny(trials=4, train={"epochs": 9}, search={"pruner": pruner}, finalize={"top": 0})
     whole = run_study(study, registry=registry, runs=tmp_path / "whole")
     calls = {"count": 0}
 
@@ -211,7 +212,7 @@ def test_a_study_killed_between_two_steps_resumes_to_the_same_table(
     assert table(resumed) == table(whole)
 
 
-@pytest.mark.parametrize(("sampler", "pruner"), [("tpe", "hyperband"), ("gp", "none")])
+@pytest.mark.parametrize(("sampler", "pruner"), [("tpe", "hyperband"), ("gp", "none"), ("gp", "hyperband")])
 def test_a_lost_database_is_rebuilt_from_the_records(tiny, registry, tmp_path, sampler, pruner):
     search = {"sampler": sampler, "pruner": pruner}
     first = run_study(tiny(trials=6, search=search, finalize={"top": 0}), registry=registry, runs=tmp_path)
@@ -387,12 +388,12 @@ def test_every_sampler_proposes_distinct_points(tiny, registry, tmp_path, sample
 @pytest.mark.parametrize("pruner", ["median", "hyperband", "halving"])
 def test_every_pruner_works_by_epoch(tiny, registry, tmp_path, pruner):
     study = tiny(
-        trials=9, train={"epochs": 4}, search={"pruner": pruner, "sampler": "random"}, finalize={"top": 0}
+        trials=9, train={"epochs": 9}, search={"pruner": pruner, "sampler": "random"}, finalize={"top": 0}
     )
     result = run_study(study, registry=registry, runs=tmp_path)
     pruned = [record for record in result.records if record.state == "pruned"]
     assert pruned
-    assert all(len(record.curve) < 4 and record.scores["val"].n == 12 for record in pruned)
+    assert all(len(record.curve) < 9 and record.scores["val"].n == 12 for record in pruned)
 
 
 def test_a_study_can_run_outside_the_main_thread(tiny, registry, tmp_path):

@@ -15,10 +15,25 @@ class PeerHalvingPruner(optuna.pruners.SuccessiveHalvingPruner):
 
     The more is frozen, the faster a trial learns at first and the lower it ends: among all, halving would let
     no trial that trains everything come to its end.
+
+    As in the paper, a rung lies at least a reduction factor below the whole training. Optuna, which does not
+    know how long that is, would end trials shortly before their end: little is saved, and while the learning
+    rate is still high their scores say next to nothing about where they come out.
+
+    Args:
+        epochs: Of a whole training.
+        min_resource: Epochs before the first rung.
+        reduction_factor: Of its peers, one trial in so many goes on beyond a rung.
     """
+
+    def __init__(self, *, epochs: int, min_resource: int, reduction_factor: int) -> None:
+        super().__init__(min_resource=min_resource, reduction_factor=reduction_factor)
+        self._last_rung = epochs // reduction_factor
 
     def prune(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> bool:
         """Say whether a trial is to end at its last reported epoch."""
+        if trial.last_step is None or trial.last_step > self._last_rung:
+            return False
         return super().prune(cast(optuna.Study, _Peers(study, trial)), trial)
 
 

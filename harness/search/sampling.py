@@ -65,6 +65,6 @@ def build_pruner(search: SearchConfig, epochs: int) -> optuna.pruners.BasePruner
     if search.pruner == "halving":
         from harness.search.halving import PeerHalvingPruner
 
-        return PeerHalvingPruner(min_resource=min(3, epochs), reduction_factor=3)
+        return PeerHalvingPruner(epochs=epochs, min_resource=3, reduction_factor=3)
     # Judged from the third epoch on, or a third of the way: before it, slow learners look like bad ones.
     return optuna.pruners.MedianPruner(n_startup_trials=STARTUP_TRIALS, n_warmup_steps=max(3, epochs // 3))
