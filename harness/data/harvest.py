@@ -1,4 +1,4 @@
-"""What a scan decodes anyway, shrunk and kept until banks have taken it over: no image is decoded twice."""
+"""What a scan decodes anyway, shrunk and kept until banks have taken it over."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.data.audit import SPLITS
 from harness.data.bank import Bank, reduce_image
 from harness.data.decode import Pixels
 from harness.data.manifest import Item, Manifest
@@ -92,14 +91,16 @@ class Harvest:
                 self._files.pop(recipe, None)
 
     def fill(self, manifest: Manifest) -> None:
-        """Make the banks of those splits of which all images were decoded just now.
+        """Make the banks of train and val, where all images of the split were decoded just now.
+
+        The test split stays sealed: its images are decoded again when it is opened.
 
         Raises:
             StorageError: The disk is full.
         """
         for recipe, file in self._files.items():
             file.flush()
-            for split in SPLITS:
+            for split in ("train", "val"):
                 items = manifest.of(split)
                 if items and all((recipe, item.sha256) in self._places for item in items):
                     Bank.open(items, *recipe, self._home, reduced=partial(self._read, recipe, file))
