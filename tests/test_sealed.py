@@ -43,24 +43,34 @@ def spied(tmp_path_factory):
     (folder / "hashes").write_text("\n".join(hashes))
     root = Path(__file__).parent
     path = [str(root / "plugins"), os.environ.get("PYTHONPATH", "")]
-    command = [
-        *(sys.executable, "-m", "harness", "-p", "tiny_plugin", "-p", "spying_plugin", "-p", "no:terminal"),
+    program = [
+        sys.executable,
+        "-m",
+        "harness",
+        "-p",
+        "tiny_plugin",
+        "-p",
+        "spying_plugin",
+        "-p",
+        "no:terminal",
+    ]
+    # Checked beforehand, so that the study keeps nothing of its own check and trains on files it has to open.
+    check = [*program, "data", "check", "data/"]
+    study = [
+        *program,
         *("study", "run", "--dataset", "data/", "--init", "scratch", "--backbone", "wide-net"),
         *("--loss", "spying", "--augmentation", "none", "--epochs", "1", "--batch-size", "4"),
         *("--trials", "1", "--finalists", "1", "--device", "cpu", "--threads", "1", "--freeze-depth", "0"),
     ]
-    subprocess.run(
-        command,
-        cwd=folder,
-        check=True,
-        env={
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(path),
-            "HARNESS_HOME": str(folder / "home"),
-            "HARNESS_RUNS": str(folder / "runs"),
-            "SPY_LOG": str(folder / "log"),
-        },
-    )
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(path),
+        "HARNESS_HOME": str(folder / "home"),
+        "HARNESS_RUNS": str(folder / "runs"),
+        "SPY_LOG": str(folder / "log"),
+    }
+    for command in (check, study):
+        subprocess.run(command, cwd=folder, check=True, env=environment)
     return Spied(lines=(folder / "log").read_text().splitlines(), folder=folder)
 
 
@@ -73,10 +83,10 @@ def phases(spied):
 
 def test_no_test_image_is_opened_between_the_scan_and_the_finalising_step(spied):
     before, search, final = phases(spied)
-    # The scan opens each image once. What trains reads banks, and nothing opens a test image until the first
-    # finalist.
+    # The check opens each image once, for its hash; then nothing does until the first finalist.
     assert sum("zq7sealed" in line for line in before) >= 6
     assert not [line for line in search if "zq7sealed" in line]
+    assert [line for line in search if line.startswith("open")]
     assert sum("zq7sealed" in line for line in final) >= 6
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeAlias
 
 import numpy as np
 import PIL
@@ -24,11 +24,14 @@ from harness.data.manifest import Item
 from harness.data.scan import content_sha256
 from harness.documents import canonical, digest
 from harness.errors import DataError, StorageError
-from harness.specs import Interpolation
+from harness.specs import InputSpec, Interpolation
 
 SCHEMA = "harness.bank/1"
 LONGEST = 4
 """An image's long side is centre-cropped to this multiple of its short side."""
+
+Recipe: TypeAlias = tuple[int, Interpolation]
+"""Short side of the images of a bank in pixels, and the interpolation of the resizing."""
 
 _CHUNK = 256
 _MODES = {mode.value: mode for mode in InterpolationMode}
@@ -150,6 +153,11 @@ def centre_crop(image: Tensor, size: int) -> Tensor:
         raise ValueError(f"an image of {height} x {width} holds no square of {size}")
     top, left = round((height - size) / 2), round((width - size) / 2)
     return image[..., top : top + size, left : left + size]
+
+
+def recipe_of(inputs: InputSpec) -> Recipe:
+    """Return the recipe of the bank that a network reads."""
+    return short_side(inputs.size, inputs.crop), inputs.interpolation
 
 
 def short_side(size: int, crop: float) -> int:

@@ -9,20 +9,16 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self, TypeAlias
+from typing import IO, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from harness.data.bank import Bank, reduce_image
+from harness.data.bank import Bank, Recipe, reduce_image
 from harness.data.decode import Pixels
 from harness.data.manifest import Item, Manifest
 from harness.documents import digest
-from harness.specs import Interpolation
-
-Recipe: TypeAlias = tuple[int, Interpolation]
-"""Short side in pixels, and the interpolation of the resizing."""
 
 
 class Harvest:

@@ -10,7 +10,7 @@ import timm
 import torch
 from torch import nn
 
-from harness.data.bank import Bank, short_side
+from harness.data.bank import Bank, recipe_of
 from harness.data.manifest import Item
 from harness.data.resident import ResidentBank, resident_bytes
 from harness.documents import canonical
@@ -226,11 +226,11 @@ class Setup:
         self, split: str, items: tuple[Item, ...], inputs: InputSpec, on_step: Callable[[], None]
     ) -> Bank:
         """Open the decoded images of a split; those that every trial reads stay open."""
-        resize = short_side(inputs.size, inputs.crop)
-        key = split, resize, inputs.interpolation
+        recipe = recipe_of(inputs)
+        key = split, *recipe
         if key in self._banks:
             return self._banks[key]
-        bank = Bank.open(items, resize, inputs.interpolation, self._home, on_chunk=on_step)
+        bank = Bank.open(items, *recipe, self._home, on_chunk=on_step)
         if split != "test":
             self._banks[key] = bank
         return bank

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from harness import paths
@@ -167,13 +168,12 @@ def _look_at_data(config: StudyConfig, registry: Registry) -> None:
 
 def _load_once(config: StudyConfig, registry: Registry, space: Space) -> Manifest:
     """Read, check and split the data set; keep what is decoded for that as the backbones want it."""
-    from harness.data.bank import short_side
+    from harness.data.bank import recipe_of
     from harness.data.harvest import Harvest
 
-    inputs = {name: registry.backbones.get(name).spec.input for name in space.backbones}
     recipes = [
-        (short_side(space.image_sizes[name], inputs[name].crop), inputs[name].interpolation)
-        for name in inputs
+        recipe_of(replace(registry.backbones.get(name).spec.input, size=space.image_sizes[name]))
+        for name in space.backbones
     ]
     with Harvest(config.dataset, recipes, paths.home()) as harvest:
         manifest = _load(config, registry, keep=harvest.add)
