@@ -235,6 +235,24 @@ def test_a_database_that_fails_in_mid_study_is_a_storage_error(tiny, registry, t
     assert caught.value.exit_code == 6
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [lambda data: b"\0" * 4096 + data[4096:], lambda data: data[:20_000]],
+    ids=["overwritten", "cut off"],
+)
+def test_a_damaged_database_is_a_storage_error_whose_advice_helps(tiny, registry, tmp_path, damage):
+    study = tiny(finalize={"top": 0}, train={"epochs": 1})
+    first = run_study(study, registry=registry, runs=tmp_path)
+    database = first.folder / "study.db"
+    database.write_bytes(damage(database.read_bytes()))
+    more = tiny(trials=5, finalize={"top": 0}, train={"epochs": 1})
+    with pytest.raises(StorageError, match="database cannot be used") as caught:
+        run_study(more, registry=registry, runs=tmp_path)
+    assert "delete study.db" in str(caught.value)
+    database.unlink()
+    assert table(run_study(more, registry=registry, runs=tmp_path))[:4] == table(first)
+
+
 def test_a_full_disk_stops_the_study_and_costs_no_trial(tiny, registry, tmp_path, monkeypatch):
     import safetensors.numpy
 
