@@ -42,7 +42,7 @@ def test_the_finalists_time_is_set_aside(clock):
     costs = CostModel(records)
     reserve = sum(costs.final_seconds(record) for record in records)
     budget = Budget(100, FinalizeConfig(top=2))
-    budget.plan(records, [])
+    budget.plan(records, [], CostModel(records))
     clock.now = 100 - reserve - 10
     assert budget.for_search == pytest.approx(10)
     assert budget.pays_for(10)
@@ -54,11 +54,11 @@ def test_the_finalists_time_is_set_aside(clock):
 def test_what_trainings_take_beside_their_records_is_set_aside_too(clock):
     records = [lasted(10, number=0)]
     budget = Budget(100, FinalizeConfig(top=1, seeds=2))
-    budget.plan(records, [])
+    budget.plan(records, [], CostModel(records))
     before = budget.for_search
     for seconds in (30, 2, 2):  # the first waited for the worker
         budget.note_overhead(seconds)
-    budget.plan(records, [])
+    budget.plan(records, [], CostModel(records))
     assert budget.for_search == pytest.approx(before - 2 * 2)
     clock.now = 100 - CostModel(records).final_seconds(records[0]) - 1
     budget.note_overhead(2)
@@ -70,7 +70,7 @@ def test_a_training_that_takes_longer_than_foreseen_ends_at_an_epoch(clock):
     budget = Budget(100, FinalizeConfig(top=0))
     clock.now = 95
     assert not budget.is_overrun(8), "there is no result yet"
-    budget.plan([lasted(10)], [])
+    budget.plan([lasted(10)], [], CostModel([lasted(10)]))
     assert not budget.is_overrun(6)
     assert budget.is_overrun(8)
     assert budget.is_spent
@@ -79,9 +79,9 @@ def test_a_training_that_takes_longer_than_foreseen_ends_at_an_epoch(clock):
 def test_no_time_is_set_aside_for_a_finalist_that_is_tested(clock):
     trial, final = lasted(10, number=3), lasted(10, kind="final", number=3)
     budget = Budget(100, FinalizeConfig(top=2, seeds=1))
-    budget.plan([trial], [])
+    budget.plan([trial], [], CostModel([trial]))
     assert budget.for_search < 95
-    budget.plan([trial], [final])
+    budget.plan([trial], [final], CostModel([trial]))
     assert budget.for_search == 100
 
 
@@ -107,7 +107,7 @@ def test_a_budget_that_was_cut_off_goes_on_with_the_trials_it_has(tiny, registry
 def test_without_a_budget_everything_is_paid_for(clock):
     budget = Budget(None, FinalizeConfig())
     record = lasted(1e9)
-    budget.plan([record], [])
+    budget.plan([record], [], CostModel([record]))
     clock.now = 1e12
     assert budget.left == math.inf
     assert budget.pays_for(1e9)

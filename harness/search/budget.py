@@ -61,7 +61,7 @@ class Budget:
         """Seconds. The median, for the first training of a worker waits for its start."""
         return statistics.median(self._overheads) if self._overheads else 0.0
 
-    def plan(self, trials: Sequence[TrialRecord], finals: Sequence[TrialRecord]) -> None:
+    def plan(self, trials: Sequence[TrialRecord], finals: Sequence[TrialRecord], costs: CostModel) -> None:
         """Set time aside for the finalists as they are now, less those that are tested already.
 
         Until a trial is complete none is cut off or left out: a study without a result would be no use of the
@@ -70,7 +70,6 @@ class Budget:
         self._has_result = any(record.state == "complete" for record in trials)
         if math.isinf(self._seconds):
             return
-        costs = CostModel(trials)
         tested = Counter(record.number for record in finals if record.state == "complete")
         self._reserve = sum(
             (costs.final_seconds(finalist) + self._overhead)

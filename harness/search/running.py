@@ -177,8 +177,7 @@ class RunningStudy:
     def _run_round(self, numbers: range) -> None:
         """Ask for the trials of a round, run those of which there is no record, and tell all."""
         self._stop.check()
-        costs = CostModel([*self._trials.values()])
-        self._plan()
+        costs = self._plan()
         trials: dict[int, optuna.Trial] = {}
         configs: dict[int, TrialConfig] = {}
         committed = 0.0
@@ -203,17 +202,18 @@ class RunningStudy:
                 if number in self._trials:
                     self._folder.tell(self._optuna, trials[number], self._trials[number])
 
-    def _plan(self) -> None:
-        """Set time aside for the finalists that are not tested yet."""
-        if self._config.budget is not None:
-            self._budget.plan([*self._trials.values()], self._finals)
+    def _plan(self) -> CostModel:
+        """Set time aside for the finalists that are not tested yet; return what trials have cost."""
+        trials = [*self._trials.values()]
+        costs = CostModel(trials)
+        self._budget.plan(trials, self._finals, costs)
+        return costs
 
     def _pays_for(self, configs: Mapping[int, TrialConfig]) -> bool:
         """Say whether there is time for trials that run together."""
         if self._config.budget is None:
             return True
-        self._plan()
-        costs = CostModel([*self._trials.values()])
+        costs = self._plan()
         each = [costs.seconds(c.backbone, c.freeze_depth, c.epochs) for c in configs.values()]
         return self._budget.pays_for(sum(each))
 
