@@ -226,6 +226,8 @@ class StudyFolder:
             storage = optuna.storages.RDBStorage(
                 f"sqlite:///{(self.path / 'study.db').absolute()}",
                 engine_kwargs={"connect_args": {"timeout": 60, "factory": _Index}},
+                # Where another Optuna's tables do not serve, using them says so, and they can be rebuilt.
+                skip_compatibility_check=True,
             )
             pruner = build_pruner(config.search, config.train.epochs)
 
