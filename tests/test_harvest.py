@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from io import FileIO
+
 import numpy as np
 import pytest
 import torch
@@ -108,6 +110,27 @@ def test_an_image_that_changes_on_the_way_is_not_taken_for_the_old_one(photos, t
         harvest.fill(manifest)
     found = Bank.open(manifest.of("train"), *RECIPES[0], home)
     assert all(torch.equal(found.image(row), expected.image(row)) for row in range(len(found)))
+
+
+def test_a_disk_that_fills_up_costs_only_the_shortcut(photos, tmp_path):
+    home = tmp_path / "home"
+
+    class Full(FileIO):
+        """Has room for some images and then, as a full disk has, for a part of one."""
+
+        room = 10_000
+
+        def write(self, data):
+            taken = super().write(memoryview(data)[: self.room])
+            self.room -= taken
+            return taken
+
+    with Harvest("photos", RECIPES[:1], home) as harvest:
+        (folder,) = (home / "bank").glob(".*.part")
+        harvest._files[RECIPES[0]] = harvest._stack.enter_context(Full(folder / "0.bin", "wb+"))
+        harvest.fill(load(photos, harvest, home))
+    assert left_over(home) == []
+    assert not list((home / "bank").glob("*/index.json"))
 
 
 def test_of_two_at_a_time_one_takes_nothing(photos, tmp_path):

@@ -10,6 +10,7 @@ from nets import Constant, Plain, shake, trial
 from harness import BackboneSpec, InputSpec
 from harness.engine import model as models
 from harness.engine.model import Models
+from harness.errors import PluginError
 
 CPU = torch.device("cpu")
 DEPTHS = (0.0, 0.5, 1.0)
@@ -92,6 +93,18 @@ def test_the_name_of_a_prefix_tells_its_weights_and_neither_the_head_nor_the_see
     assert not names & set(deeper.digests.values())
 
 
+def test_frozen_layers_that_no_checkpoint_holds_fail_the_trial_after_the_first(weights, tmp_path):
+    """What was computed with one random neck must not be taken for another's."""
+    state = safetensors.torch.load_file(weights(Plain))
+    partial = tmp_path / "partial.safetensors"
+    safetensors.torch.save_file({name: v for name, v in state.items() if "second" not in name}, partial)
+    known = Models(3)
+    for seed in (1, 1):
+        build(Plain, partial, known=known, seed=seed, freeze_depth=1.0)
+    with pytest.raises(PluginError, match=r"'\w+' builds other frozen layers each time: second\.\w+ differs"):
+        build(Plain, partial, known=known, seed=2, freeze_depth=1.0)
+
+
 def test_random_weights_are_shared_with_no_other_seed():
     names = [build(Plain, None, seed=seed, init="scratch")[1].digests[True] for seed in (1, 2, 1)]
     assert names[0] == names[2] != names[1]
@@ -132,7 +145,7 @@ def test_the_copy_is_nobody_elses(weights):
     known = Models(3)
     path = weights(Plain)
     model, _ = build(Plain, path, known=known)
-    twin, parts = known.copy_untrained(model, backbone(Plain), trial(), path, DEPTHS, CPU)
+    twin, parts = known.copy_untrained(model, backbone(Plain), trial(), path, DEPTHS, CPU, lambda: None)
     before = {name: value.clone() for name, value in twin.state_dict().items()}
     with torch.no_grad():
         for parameter in model.parameters():
@@ -141,7 +154,10 @@ def test_the_copy_is_nobody_elses(weights):
     # Nothing is cut at depth 0.
     assert [part.plan.depth for part in parts] == [0.5, 1.0]
     trained, _ = build(Plain, path, known=known, seed=9)
-    assert known.copy_untrained(trained, backbone(Plain), trial(seed=9), path, DEPTHS, CPU)[0] is twin
+    assert (
+        known.copy_untrained(trained, backbone(Plain), trial(seed=9), path, DEPTHS, CPU, lambda: None)[0]
+        is twin
+    )
 
 
 def test_other_weights_get_another_copy(weights):
@@ -150,13 +166,15 @@ def test_other_weights_get_another_copy(weights):
     for seed in (0, 1, 0):
         path = weights(Plain, seed=seed)
         model, _ = build(Plain, path, known=known)
-        twin, _ = known.copy_untrained(model, backbone(Plain), trial(), path, DEPTHS, CPU)
+        twin, _ = known.copy_untrained(model, backbone(Plain), trial(), path, DEPTHS, CPU, lambda: None)
         assert torch.equal(twin.first.weight, model.first.weight)
         twins.append(twin)
     assert len({id(twin) for twin in twins}) == 3
     # Those of other seeds at random would be no use to the next trial.
     model, _ = build(Plain, None, known=known, init="scratch")
-    twin, parts = known.copy_untrained(model, backbone(Plain), trial(init="scratch"), None, DEPTHS, CPU)
+    twin, parts = known.copy_untrained(
+        model, backbone(Plain), trial(init="scratch"), None, DEPTHS, CPU, lambda: None
+    )
     assert parts == ()
     assert torch.equal(twin.first.weight, model.first.weight)
 
@@ -165,7 +183,7 @@ def test_all_depths_of_a_copy_are_named_as_their_own_trials_name_them(weights):
     path = weights(Plain)
     model, _ = build(Plain, path)
     known = Models(3)
-    _, parts = known.copy_untrained(model, backbone(Plain), trial(), path, DEPTHS, CPU)
+    _, parts = known.copy_untrained(model, backbone(Plain), trial(), path, DEPTHS, CPU, lambda: None)
     for part in parts:
         _, own = build(Plain, path, freeze_depth=part.plan.depth, seed=4)
         assert own.digests == part.digests

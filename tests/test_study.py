@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import contextlib
 import json
+import sqlite3
 import threading
 
 import numpy as np
@@ -11,6 +13,7 @@ from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_sc
 from harness import NoTrialSucceeded, StorageError, UsageError, run_study
 from harness.errors import DataError, UnknownNameError
 from harness.records import read_record, read_records
+from harness.search.folder import locked_study
 from harness.search.result import choose_finalists
 from harness.search.study import check_study
 
@@ -235,22 +238,49 @@ def test_a_database_that_fails_in_mid_study_is_a_storage_error(tiny, registry, t
     assert caught.value.exit_code == 6
 
 
+def overwrite(database):
+    database.write_bytes(b"\0" * 4096 + database.read_bytes()[4096:])
+
+
+def cut_off(database):
+    database.write_bytes(database.read_bytes()[:20_000])
+
+
+def statement(text):
+    def damage(database):
+        with contextlib.closing(sqlite3.connect(database)) as connection, connection:
+            connection.execute(text)
+
+    return damage
+
+
 @pytest.mark.parametrize(
     "damage",
-    [lambda data: b"\0" * 4096 + data[4096:], lambda data: data[:20_000]],
-    ids=["overwritten", "cut off"],
+    [
+        overwrite,
+        cut_off,
+        statement("DELETE FROM studies"),
+        statement("DELETE FROM trial_params"),
+        statement("UPDATE trials SET state = 'LOST'"),
+        statement("UPDATE trial_params SET distribution_json = '{'"),
+        statement("UPDATE trial_intermediate_values SET intermediate_value = 0"),
+    ],
+    ids=["overwritten", "cut off", "no study", "no parameters", "states", "distributions", "values"],
 )
-def test_a_damaged_database_is_a_storage_error_whose_advice_helps(tiny, registry, tmp_path, damage):
-    study = tiny(finalize={"top": 0}, train={"epochs": 1})
+def test_a_damaged_database_is_rebuilt_from_the_records(tiny, registry, tmp_path, damage):
+    study = tiny(trials=2, finalize={"top": 0}, train={"epochs": 1})
     first = run_study(study, registry=registry, runs=tmp_path)
-    database = first.folder / "study.db"
-    database.write_bytes(damage(database.read_bytes()))
-    more = tiny(trials=5, finalize={"top": 0}, train={"epochs": 1})
-    with pytest.raises(StorageError, match="database cannot be used") as caught:
-        run_study(more, registry=registry, runs=tmp_path)
-    assert "delete study.db" in str(caught.value)
-    database.unlink()
-    assert table(run_study(more, registry=registry, runs=tmp_path))[:4] == table(first)
+    before = index(first)
+    damage(first.folder / "study.db")
+    assert table(run_study(study, registry=registry, runs=tmp_path)) == table(first)
+    assert index(first) == before
+
+
+def index(result):
+    import optuna
+
+    study = optuna.load_study(study_name=result.name, storage=f"sqlite:///{result.folder}/study.db")
+    return [(trial.state, trial.params, trial.intermediate_values) for trial in study.trials]
 
 
 def test_a_full_disk_stops_the_study_and_costs_no_trial(tiny, registry, tmp_path, monkeypatch):
@@ -378,11 +408,60 @@ def test_a_study_without_one_complete_trial_ends_with_its_own_error(tiny, regist
 
 
 def test_two_processes_cannot_run_one_study(tiny, registry, tmp_path):
-    from harness.search.folder import StudyFolder
-
     first = run_study(tiny(trials=1), registry=registry, runs=tmp_path)
-    with StudyFolder.open(first.folder).lock(), pytest.raises(StorageError, match="another process"):
+    with locked_study(first.folder), pytest.raises(StorageError, match="another process"):
         run_study(tiny(trials=2), registry=registry, runs=tmp_path)
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_a_study_that_another_process_begins_meanwhile_is_not_mixed_with_this_one(
+    tiny, registry, tmp_path, monkeypatch, epochs
+):
+    """While weights are fetched, somebody else takes the name: for the same study, or for another."""
+    from harness.search import study as module
+
+    preflight = module._preflight
+    study = tiny(name="mine", trials=1, train={"epochs": 1}, finalize={"top": 0})
+    other = tiny(name="mine", trials=2, train={"epochs": epochs}, finalize={"top": 0})
+
+    def overtaken(*values, **named):
+        if named.get("fetch", True):
+            monkeypatch.setattr(module, "_preflight", preflight)
+            run_study(study, registry=registry, runs=tmp_path)
+        return preflight(*values, **named)
+
+    monkeypatch.setattr(module, "_preflight", overtaken)
+    if epochs == 1:
+        result = run_study(other, registry=registry, runs=tmp_path)
+        assert len(result.records) == 2
+        return
+    with pytest.raises(UsageError, match="is another study"):
+        run_study(other, registry=registry, runs=tmp_path)
+    assert [record.config.epochs for record in read_records(tmp_path / "mine")] == [1]
+
+
+def test_a_finalist_that_failed_once_leaves_no_error_when_it_is_trained_again(
+    tiny, registry, tmp_path, monkeypatch
+):
+    from harness.engine.trial import Engine
+
+    study = tiny(trials=1, train={"epochs": 1})
+
+    def fail(*values, **named):
+        raise RuntimeError("once")
+
+    with monkeypatch.context() as patch:
+        succeed = Engine._succeed
+
+        def fail_finals(engine, job, *values, **named):
+            return (fail if job.kind == "final" else succeed)(engine, job, *values, **named)
+
+        patch.setattr(Engine, "_succeed", fail_finals)
+        failed = run_study(study, registry=registry, runs=tmp_path)
+    assert list(failed.folder.glob("finals/*/error.txt"))
+    again = run_study(study, registry=registry, runs=tmp_path)
+    assert [record.state for record in again.records] == ["complete", "complete"]
+    assert not list(again.folder.glob("finals/*/error.txt"))
 
 
 def test_a_grid_study_visits_each_point_once_and_ends(tiny, registry, tmp_path):

@@ -129,6 +129,33 @@ def test_a_backbone_that_cannot_be_probed_says_why(engine, make_job):
     assert probe.value("f1") == 0.0
 
 
+def test_a_backbone_whose_features_are_not_finite_costs_no_other_its_probe(engine, make_job, monkeypatch):
+    from harness.engine.features import Features
+
+    split = Features.split
+    monkeypatch.setattr(Features, "split", lambda features, name: split(features, name) * torch.inf)
+    job = make_job()
+    probe = engine.probe(
+        ProbeJob(config=job.config, weights=job.weights, sharing=3.0, depths=(1.0,)), on_step=lambda: None
+    )
+    assert probe.reason == "features of the val split are not finite"
+
+
+def test_a_training_keeps_one_stored_view_open_at_a_time(engine, make_job):
+    opened = []
+
+    def on_epoch(number, record):
+        opened.append(len(engine._setup._store._opened))
+        return False
+
+    job = make_job(augmentation="flip-crop")
+    (outcome,) = run(engine, [job], on_epoch)
+    assert outcome.cost.prefix_passes > 0
+    # Of train and of val.
+    assert opened == [2] * job.config.epochs
+    assert engine._setup._store.info().entries == job.config.epochs + 1
+
+
 def test_images_that_stay_on_a_device_train_to_the_same_bits(engine, make_job, tmp_path):
     job = make_job(1, depth=0.0, augmentation="flip-crop", epochs=2)
     (plain,) = run(engine, [job])

@@ -20,6 +20,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
 from harness.data.decode import DECODE, Pixels, decode, read_bytes
+from harness.data.locks import locked
 from harness.data.manifest import Item
 from harness.data.scan import content_sha256
 from harness.documents import canonical, digest
@@ -75,7 +76,7 @@ class Bank:
             resize: Short side in pixels.
             interpolation: Of the resizing.
             home: Folder of all banks and caches.
-            on_chunk: Called now and then while images are decoded.
+            on_chunk: Called now and then while images are decoded, by this process or another.
             reduced: Gives what `reduce_image` makes of an item, where that is at hand; None decodes.
 
         Raises:
@@ -87,11 +88,9 @@ class Bank:
         folder = home / "bank" / _key(items, resize, interpolation)
         if _is_complete(folder):
             return cls(items, folder, resize, interpolation)
-        from filelock import FileLock
-
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(folder.with_name(f".{folder.name}.lock")):
+            with locked(folder.with_name(f".{folder.name}.lock"), on_chunk):
                 # Another process may have decoded while this one waited for the lock.
                 if not _is_complete(folder):
                     default = partial(_decode_reduced, resize=resize, interpolation=interpolation)

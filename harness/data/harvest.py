@@ -7,9 +7,10 @@ import threading
 from collections.abc import Iterable
 from contextlib import ExitStack
 from functools import partial
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -40,7 +41,7 @@ class Harvest:
         self._folder = home / "bank" / f".{name}.part"
         self._lock_file = home / "bank" / f".{name}.lock"
         self._recipes = sorted(set(recipes))
-        self._files: dict[Recipe, IO[bytes]] = {}
+        self._files: dict[Recipe, FileIO] = {}
         self._places: dict[tuple[Recipe, str], tuple[int, int, int]] = {}
         self._writing = threading.Lock()
         self._stack = ExitStack()
@@ -56,7 +57,8 @@ class Harvest:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder.mkdir()
             for number, recipe in enumerate(self._recipes):
-                file = (self._folder / f"{number}.bin").open("wb+")
+                # Without a buffer: on a full disk its rest would fail once more when the file is closed.
+                file = (self._folder / f"{number}.bin").open("wb+", buffering=0)
                 self._files[recipe] = self._stack.enter_context(file)
         except (OSError, Timeout):
             self._files.clear()
@@ -80,7 +82,8 @@ class Harvest:
                 content = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
                 with self._writing:
                     start = file.seek(0, 2)
-                    file.write(content.data)
+                    if file.write(content.data) != content.nbytes:
+                        raise OSError("the disk is full")
                     self._places[recipe, sha256] = start, content.shape[0], content.shape[1]
             # A full disk, or an image that cannot be shrunk: who makes the bank will say so.
             except (OSError, RuntimeError, ValueError):
@@ -95,16 +98,15 @@ class Harvest:
             StorageError: The disk is full.
         """
         for recipe, file in self._files.items():
-            file.flush()
             for split in ("train", "val"):
                 items = manifest.of(split)
                 if items and all((recipe, item.sha256) in self._places for item in items):
                     Bank.open(items, *recipe, self._home, reduced=partial(self._read, recipe, file))
 
-    def _read(self, recipe: Recipe, file: IO[bytes], item: Item) -> Tensor:
+    def _read(self, recipe: Recipe, file: FileIO, item: Item) -> Tensor:
         start, height, width = self._places[recipe, item.sha256]
         with self._writing:
             file.seek(start)
-            content = file.read(height * width * 3)
+            content = file.read(height * width * 3) or b""
         image = torch.frombuffer(bytearray(content), dtype=torch.uint8).reshape(height, width, 3)
         return image.permute(2, 0, 1)

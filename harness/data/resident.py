@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import Any, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torchvision.transforms import v2
@@ -37,7 +39,7 @@ class ResidentBank:
         self._starts = [0, *accumulate(counts)]
         self._pixels = torch.empty(self._starts[-1], 3, dtype=torch.uint8, device=device)
         # What later trials draw is the same, and to draw it takes a GPU's time several times over.
-        self._drawn: dict[tuple[str, str, str, int], dict[int, Box]] = {}
+        self._drawn: dict[tuple[str, str, str, int], npt.NDArray[np.int32]] = {}
         waiting: list[Tensor] = []
         begin = size = 0
         for row, count in enumerate(counts):
@@ -66,17 +68,25 @@ class ResidentBank:
         if found is None:
             return None
         draw, size, interpolation = found
-        drawn = self._drawn.setdefault((repr(policy), policy_name, dataset_key, view), {})
+        key = repr(policy), policy_name, dataset_key, view
+        if key not in self._drawn:
+            self._drawn[key] = np.zeros((len(self._bank), len(Box._fields)), dtype=np.int32)
+        drawn = self._drawn[key]
         with kept_generators():
             for row in rows:
-                if row in drawn:
+                # No box is empty but the one that is still to be drawn.
+                if drawn[row].any():
                     continue
                 seed_view(policy_name, dataset_key, self._bank.items[row], view)
                 box = draw(*self._sizes[row])
                 if box is None:
                     return None
                 drawn[row] = box
-        return self._resize(rows, [drawn[row] for row in rows], size, interpolation)
+        boxes = [
+            Box(top, left, height, width, bool(flipped))
+            for top, left, height, width, flipped in drawn[list(rows)].tolist()
+        ]
+        return self._resize(rows, boxes, size, interpolation)
 
     def eval_batch(self, rows: Sequence[int], size: int) -> Tensor:
         """Return centre crops: uint8 (N, 3, size, size) on the device, channels last in memory."""

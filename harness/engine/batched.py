@@ -25,8 +25,9 @@ from harness.records import EpochRecord
 
 __all__ = ["FeatureSource", "HeadJob", "HeadResult", "fit_heads"]
 
-SLOTS = 64
-"""Heads that step together on a GPU; empty slots are computed too, for its kernels depend on their number."""
+SLOTS = 8
+"""Heads that step together on a GPU, as many as a study asks for at once. Empty slots are computed too, for
+its kernels depend on their number."""
 _CHUNK = 1_000_000
 """Floats of the heads that step together on a CPU: little more than its second-level cache holds."""
 _BLOCK = 32_000

@@ -178,8 +178,8 @@ def backward(
 ) -> Tensor:
     """Add up the gradients of a batch that goes through in parts, and return its mean loss.
 
-    The sum is that of the whole batch, but for the statistics of a BatchNorm that trains, which are each
-    part's own.
+    The sum is that of the whole batch for a loss that is a mean over images, but for the statistics of a
+    BatchNorm that trains, which are each part's own.
     """
     total = torch.zeros((), device=labels.device)
     sizes = [len(part) for part in labels.chunk(parts)]

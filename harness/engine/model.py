@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from harness.engine.cut import Cut, cut_model, find_linear_head
 from harness.engine.freeze import Flops, FreezePlan, apply_freeze, count_flops, plan_freeze
 from harness.engine.heads import init_head
 from harness.engine.layout import lay_out, layout_of
+from harness.errors import PluginError
 from harness.records import TrialConfig
 from harness.specs import BackboneSpec
 
@@ -47,12 +48,18 @@ class Models:
         self._layouts: dict[tuple[str, int], torch.memory_format] = {}
         self._cuts: dict[tuple[object, ...], tuple[FreezePlan, Cut, Flops | None, str | None]] = {}
         self._digests: dict[tuple[object, ...], dict[bool, str]] = {}
+        self._values: dict[tuple[object, ...], dict[str, str]] = {}
         self._copy: tuple[object, nn.Module, tuple[FrozenPart, ...]] | None = None
 
     def build(
         self, backbone: BackboneSpec, config: TrialConfig, weights: Path | None
     ) -> tuple[nn.Module, FrozenPart]:
-        """Build a backbone with a new head and freeze it; draws from torch's global generator."""
+        """Build a backbone with a new head and freeze it; draws from torch's global generator.
+
+        Raises:
+            PluginError: Frozen layers are others than in the trial before it, from the same weights: what
+                was computed for that one would be taken for this one's.
+        """
         model = backbone.build(self._num_classes, weights, config.image_size)
         self._lay_out(model, config)
         part = self._part(model, backbone, config, weights, config.freeze_depth)
@@ -67,6 +74,7 @@ class Models:
         weights: Path | None,
         depths: Sequence[float],
         device: torch.device,
+        on_step: Callable[[], None],
     ) -> tuple[nn.Module, tuple[FrozenPart, ...]]:
         """Return a copy that nobody trains, on a device, and what some freeze depths make of it.
 
@@ -80,12 +88,15 @@ class Models:
             depths: Of the study; those that cannot be cut are left out. Random weights are shared with no
                 other trial, so that none of them counts.
             device: Of the copy.
+            on_step: Called after each depth.
         """
         key = self._origin(config, weights)
         if self._copy is None or self._copy[0] != key:
             twin = copy.deepcopy(model)
-            wanted = sorted(set(depths)) if weights else []
-            parts = [self._part(twin, backbone, config, weights, depth) for depth in wanted]
+            parts = []
+            for depth in sorted(set(depths)) if weights else ():
+                parts.append(self._part(twin, backbone, config, weights, depth))
+                on_step()
             self._copy = key, twin.to(device), tuple(part for part in parts if part.cut.method != "none")
         return self._copy[1], self._copy[2]
 
@@ -121,14 +132,32 @@ class Models:
             self._cuts[names[1] if found[1].holds_tensors else names[0]] = found
         plan, cut, flops, linear = found
         apply_freeze(model, plan)
+        modes = (True, False) if cut.method != "none" else ()
+        values = {
+            name: _brief(value) for mode in modes for name, value in cut.half(mode).reads(model).items()
+        }
         if (origin, depth) not in self._digests:
-            modes = (True, False) if cut.method != "none" else ()
             self._digests[origin, depth] = {mode: digest_prefix(model, cut, training=mode) for mode in modes}
+            self._values[origin, depth] = values
+        elif values != self._values[origin, depth]:
+            other = next(name for name in values if values[name] != self._values[origin, depth].get(name))
+            raise PluginError(
+                f"backbone {config.backbone!r} builds other frozen layers each time: {other} differs",
+                why="what is frozen has to come from the weights alone, for trials share what it computes",
+                fixes=["let its build load all but the head from the file that it is given"],
+            )
         return FrozenPart(plan=plan, cut=cut, flops=flops, head=linear, digests=self._digests[origin, depth])
 
     def _origin(self, config: TrialConfig, weights: Path | None) -> tuple[object, ...]:
         """Name what the backbone's values come from."""
         return config.backbone, config.image_size, str(weights) if weights else config.seed
+
+
+def _brief(value: Tensor) -> str:
+    """Return what tells two tensors of one shape apart, at the speed of reading them."""
+    if not value.numel():
+        return ""
+    return f"{int(torch.hash_tensor(value).view(torch.int64))} {float(value.sum(dtype=torch.float64))}"
 
 
 def digest_prefix(model: nn.Module, cut: Cut, *, training: bool) -> str:

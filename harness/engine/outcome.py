@@ -68,7 +68,7 @@ def fail(
     elif isinstance(error, torch.OutOfMemoryError):
         reason = f"oom: batch {job.config.batch_size} at {job.config.image_size} px: {say_in_a_line(error)}"
     else:
-        reason = f"error: {error.what if isinstance(error, HarnessError) else say_in_a_line(error)}"
+        reason = f"error: {say_in_a_line(error)}"
         detail = "".join(traceback.format_exception(error))
     return TrialOutcome(
         state="failed",
@@ -100,7 +100,9 @@ def raise_if_machine_failed(error: Exception, job: TrialJob) -> None:
 
 
 def say_in_a_line(error: Exception) -> str:
-    """Return an error's type, and the first line of its message."""
+    """Return what one of our own errors says; of any other its type, and the first line of its message."""
+    if isinstance(error, HarnessError):
+        return error.what
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
 

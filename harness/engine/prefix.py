@@ -161,8 +161,15 @@ class Prefix:
                     self._store.release(key)
                 if entry is None:
                     self._declined.add(split)
+            self._let_go(self._store, split)
             self._entries[split, view] = entry
         return self._entries[split, view]
+
+    def _let_go(self, store: ActivationStore, split: str) -> None:
+        """Unmap the other views of a split: who goes on to the next one has done with them for an epoch."""
+        for key in [key for key in self._entries if key[0] == split]:
+            if self._entries.pop(key) is not None:
+                store.release(self._key(self._part, *key))
 
     def _fill(
         self, store: ActivationStore, split: str, view: int, others: Mapping[str, FrozenPart]
@@ -197,7 +204,7 @@ class Prefix:
         if not worth[0]:
             return None
         chosen = {number: spec for number, spec in enumerate(specs) if worth[number]}
-        with store.fill(list(chosen.values())) as filling:
+        with store.fill(list(chosen.values()), self._on_step) as filling:
             # Another process may have written them meanwhile.
             for start, packed in _after(first, chunks) if filling.missing else ():
                 for number, spec in chosen.items():

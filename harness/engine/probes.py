@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from harness import metrics
-from harness.errors import DataError, UsageError
+from harness.errors import UsageError
 
 ALPHAS = (1e0, 1e1, 1e2, 1e3, 1e4, 1e5)
 _ROWS = 4096
@@ -44,7 +44,6 @@ def ridge_probe(
     num_classes: int,
     *,
     alphas: Sequence[float] = ALPHAS,
-    balanced: bool = False,
 ) -> ProbeResult:
     """Fit ridge regression to the classes in closed form, and choose its regularisation by macro-F1.
 
@@ -60,11 +59,10 @@ def ridge_probe(
         val_labels: int64 (M,).
         num_classes: C.
         alphas: Factors of the squared norm of the weights; of equally good ones the largest is chosen.
-        balanced: Whether classes weigh the same, however many images they have.
 
     Raises:
-        UsageError: An alpha is not positive, or all are too small for float64.
-        DataError: A split is empty, a feature is not finite, or a label is out of range.
+        UsageError: An alpha is not positive, or all are too small for float64; a split is empty, a feature is
+            not finite, or a label is out of range.
     """
     started = time.perf_counter()
     if not alphas or not min(alphas) > 0:
@@ -72,13 +70,8 @@ def ridge_probe(
     _check(features, labels, val_features, val_labels, num_classes)
     counts = torch.bincount(labels, minlength=num_classes).double()
     present = counts > 0
-    weights = torch.ones_like(labels, dtype=torch.float64)
-    if balanced:
-        weights = (len(labels) / present.sum() / counts)[labels]
-    # Not bincount: with weights it has no deterministic kernel on a GPU.
-    sums = torch.zeros_like(counts).index_add_(0, labels, weights)
-    intercept = 2 * sums / len(labels) - 1
-    gram, targets, val_rows = _reduce(features, labels, weights, val_features, intercept)
+    intercept = 2 * counts / len(labels) - 1
+    gram, targets, val_rows = _reduce(features, labels, val_features, intercept)
     best: ProbeResult | None = None
     truth = val_labels.cpu().numpy()
     # Below it, what is added to the Gram matrix is lost in the rounding of its largest eigenvalue.
@@ -128,8 +121,8 @@ def knn_probe(
         temperature: Positive.
 
     Raises:
-        UsageError: `k` or `temperature` is not positive.
-        DataError: A split is empty, a feature is not finite, or a label is out of range.
+        UsageError: `k` or `temperature` is not positive; a split is empty, a feature is not finite, or a
+            label is out of range.
     """
     started = time.perf_counter()
     if k < 1 or not temperature > 0:
@@ -163,9 +156,9 @@ def _find_nearest(rows: Tensor, features: Tensor, k: int) -> tuple[Tensor, Tenso
 
 
 def _reduce(
-    features: Tensor, labels: Tensor, weights: Tensor, val_features: Tensor, intercept: Tensor
+    features: Tensor, labels: Tensor, val_features: Tensor, intercept: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what weighted least squares solves, and the rows that predict from its solution.
+    """Return what least squares solves, and the rows that predict from its solution.
 
     Of shapes (n, n), where only the lower triangle counts, (n, C) and (M, n); n is the smaller of D and N.
     """
@@ -179,28 +172,23 @@ def _reduce(
     # A constant feature says nothing; what rounding leaves of its variance would make noise of it.
     constant = variance <= size * eps * variance + (size * mean * eps) ** 2
     scale = variance.sqrt().masked_fill(constant, 1.0)
-    centre = torch.zeros_like(mean)
-    for part, weight in zip(features.split(_ROWS), weights.split(_ROWS), strict=True):
-        centre += weight @ ((part.double() - mean) / scale) / size
 
     def standardise(part: Tensor) -> Tensor:
-        return (part.double() - mean) / scale - centre
+        return (part.double() - mean) / scale
 
-    def weigh(part: Tensor, label: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        membership = 2.0 * torch.nn.functional.one_hot(label, len(intercept)) - 1
-        root = weight.sqrt()[:, None]
-        return root * standardise(part), root * (membership - intercept)
+    def aim(label: Tensor) -> Tensor:
+        return 2.0 * torch.nn.functional.one_hot(label, len(intercept)) - 1 - intercept
 
     if size < dim:
-        rows, targets = weigh(features, labels, weights)
+        rows = standardise(features)
         own = rows.new_zeros(size, size)
         _add_gram(own, rows.T)
-        return own, targets, standardise(val_features).float() @ rows.T.float()
+        return own, aim(labels), standardise(val_features).float() @ rows.T.float()
     gram, products = mean.new_zeros(dim, dim), mean.new_zeros(dim, len(intercept))
-    for parts in zip(features.split(_ROWS), labels.split(_ROWS), weights.split(_ROWS), strict=True):
-        rows, targets = weigh(*parts)
+    for part, label in zip(features.split(_ROWS), labels.split(_ROWS), strict=True):
+        rows = standardise(part)
         _add_gram(gram, rows)
-        products.addmm_(rows.T, targets)
+        products.addmm_(rows.T, aim(label))
     val_rows = torch.cat([standardise(part).float() for part in val_features.split(_ROWS)])
     return gram, products, val_rows
 
@@ -217,8 +205,8 @@ def _check(
 ) -> None:
     for split, x, y in (("train", features, labels), ("val", val_features, val_labels)):
         if not len(y) or len(x) != len(y):
-            raise DataError(f"the {split} split has {len(x)} features and {len(y)} labels")
+            raise UsageError(f"the {split} split has {len(x)} features and {len(y)} labels")
         if not all(part.isfinite().all() for part in x.split(_ROWS)):
-            raise DataError(f"features of the {split} split are not finite")
+            raise UsageError(f"features of the {split} split are not finite")
         if y.min() < 0 or y.max() >= num_classes:
-            raise DataError(f"labels of the {split} split are not in [0, {num_classes})")
+            raise UsageError(f"labels of the {split} split are not in [0, {num_classes})")

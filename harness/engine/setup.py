@@ -151,7 +151,7 @@ class Setup:
             return None
         backbone = self._registry.backbones.get(config.backbone).spec
         twin, parts = self._models.copy_untrained(
-            model, backbone, config, job.weights, job.depths, self.device
+            model, backbone, config, job.weights, job.depths, self.device, on_step
         )
         facts = self.facts(config)
         return Prefix(

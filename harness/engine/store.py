@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
+from harness.data.locks import locked
 from harness.engine.activations import Entry, EntrySpec, Part, TensorSpec, read_seconds
 from harness.engine.pins import is_pinned, open_pinned, remove_unpinned
 from harness.errors import StorageError
@@ -130,12 +131,18 @@ class ActivationStore:
             self.release(key)
 
     @contextmanager
-    def fill(self, specs: Sequence[EntrySpec]) -> Iterator[Filling]:
+    def fill(
+        self, specs: Sequence[EntrySpec], on_wait: Callable[[], None] = lambda: None
+    ) -> Iterator[Filling]:
         """Write those of some entries that nobody has written, making room for them.
 
         Waits while another process writes one of them. The body writes all rows of `Filling.missing`; when it
         ends without error, every entry that was not refused is complete, and pinned as by `open`. After an
         error no parts remain. Fills must not be nested: two processes could wait for each other.
+
+        Args:
+            specs: Of the entries.
+            on_wait: Called each second while another process writes one of them.
 
         Raises:
             StorageError: The disk is full, or the folder cannot be written.
@@ -148,11 +155,11 @@ class ActivationStore:
                 with _storing(self.folder):
                     self.folder.mkdir(parents=True, exist_ok=True)
                     for key in sorted(absent):
-                        stack.enter_context(self._lock(key))
+                        stack.enter_context(locked(self._lock_file(key), on_wait))
                 stack.callback(_discard, filling._parts)
                 # Others may have written them meanwhile.
                 waiting = [spec for key, spec in absent.items() if self.open(key) is None]
-                with _storing(self.folder), self._lock():
+                with _storing(self.folder), self._making_room():
                     self._begin(waiting, filling)
             began = time.monotonic()
             yield filling
@@ -184,7 +191,7 @@ class ActivationStore:
         """
         if not self.folder.is_dir():
             return 0
-        with _storing(self.folder), self._lock():
+        with _storing(self.folder), self._making_room():
             freed = self._sweep()
             entries = _sizes(self.folder, "*.safetensors")
             return freed + sum(size for path, size in entries.items() if remove_unpinned(path))
@@ -192,9 +199,13 @@ class ActivationStore:
     def _path(self, key: str) -> Path:
         return self.folder / f"{key}.safetensors"
 
-    def _lock(self, key: str | None = None) -> FileLock:
-        """Make the lock of who writes an entry, or of who makes room: held shortly, and taken last."""
-        return FileLock(self.folder / (".lock" if key is None else f".{key}.lock"))
+    def _lock_file(self, key: str) -> Path:
+        """Return the lock of who writes an entry."""
+        return self.folder / f".{key}.lock"
+
+    def _making_room(self) -> FileLock:
+        """Make the lock of who makes room: held shortly, and taken last."""
+        return FileLock(self.folder / ".lock")
 
     def _begin(self, specs: Sequence[EntrySpec], filling: Filling) -> None:
         """Begin a part for each entry that fits, evicting others. The caller holds all locks."""
@@ -224,7 +235,7 @@ class ActivationStore:
         for key, part in filling._parts.items():
             part.finish(filling.seconds.get(key, seconds))
         # Under this lock nobody evicts an entry between its appearance and its pin.
-        with self._lock():
+        with self._making_room():
             for key in list(filling._parts):
                 filling._parts[key].path.replace(self._path(key))
                 del filling._parts[key]
@@ -237,7 +248,7 @@ class ActivationStore:
             key = path.name[1 : -len(".part")]
             with suppress(Timeout), ExitStack() as stack:
                 if key not in own:
-                    stack.enter_context(self._lock(key).acquire(timeout=0))
+                    stack.enter_context(FileLock(self._lock_file(key)).acquire(timeout=0))
                 path.unlink(missing_ok=True)
                 freed += size
         return freed

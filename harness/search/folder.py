@@ -6,7 +6,7 @@ import dataclasses
 import sqlite3
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,6 +55,36 @@ def default_name(dataset: str, config: StudyConfig, protocol: str) -> str:
     """Return the study's name when the user gives none."""
     plain = "".join(sign if sign.isascii() and (sign.isalnum() or sign in "._-") else "-" for sign in dataset)
     return f"{plain.strip('-._')[:60] or 'study'}-{identity(config, protocol)[:8]}"
+
+
+@contextmanager
+def locked_study(path: Path) -> Iterator[None]:
+    """Keep other processes from beginning or running the study of a folder at the same time.
+
+    Raises:
+        StorageError: Another process runs it, or the folder cannot be written.
+    """
+    lock = filelock.FileLock(path / ".lock", timeout=0)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except filelock.Timeout:
+        raise StorageError(
+            f"study {path.name!r} is being run by another process",
+            where=str(path),
+            fixes=["wait for it, or run this one under another --name"],
+        ) from None
+    except OSError as error:
+        raise StorageError(
+            "a study's folder cannot be written",
+            where=str(path),
+            why=error.strerror or str(error),
+            fixes=["choose another folder with --runs"],
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class StudyFolder:
@@ -172,27 +202,6 @@ class StudyFolder:
         return found
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Keep other processes from running this study at the same time.
-
-        Raises:
-            StorageError: Another process runs it.
-        """
-        lock = filelock.FileLock(self.path / ".lock", timeout=0)
-        try:
-            lock.acquire()
-        except filelock.Timeout:
-            raise StorageError(
-                f"study {self.name!r} is being run by another process",
-                where=str(self.path),
-                fixes=["wait for it, or run this one under another --name"],
-            ) from None
-        try:
-            yield
-        finally:
-            lock.release()
-
-    @contextmanager
     def database_errors(self) -> Iterator[None]:
         """Turn what the database raises into an error that a user can act on."""
         import optuna
@@ -205,11 +214,15 @@ class StudyFolder:
             sqlite3.Error,
             optuna.exceptions.StorageInternalError,
         ) as error:
+            # Optuna's own words hide the reason, such as a full disk.
+            cause: BaseException = error
+            while cause.__cause__ is not None:
+                cause = cause.__cause__
             raise StorageError(
                 "a study's database cannot be used",
                 where=str(self.path / "study.db"),
-                why=str(error).splitlines()[0],
-                fixes=["delete study.db and run the same command again: it is rebuilt from the records"],
+                why=(str(cause).splitlines() or [type(cause).__name__])[0],
+                fixes=["free disk space", "run the same command again: it is rebuilt from the records"],
             ) from error
 
     def optuna_study(self, config: StudyConfig, end: int) -> optuna.Study:
@@ -218,6 +231,23 @@ class StudyFolder:
         A round that a killed process left behind goes this way too: it is asked for again, from the same
         history, so that nothing remains of the first try.
         """
+        records = [r for r in self.records() if r.kind == "search" and r.number < end]
+        wanted = [*map(self._imported, self.imports), *map(self._recorded, records)]
+        # Damage shows in many ways, and the index holds nothing that the records do not.
+        with suppress(Exception):
+            study, storage = self._open_index(config)
+            if [*map(_essence, study.get_trials(deepcopy=False))] == [*map(_essence, wanted)]:
+                return study
+            # Not everywhere can a file be removed that is open.
+            storage.engine.dispose()
+        for name in ("study.db", "study.db-journal"):
+            (self.path / name).unlink(missing_ok=True)
+        study, _ = self._open_index(config)
+        for trial in wanted:
+            study.add_trial(trial)
+        return study
+
+    def _open_index(self, config: StudyConfig) -> tuple[optuna.Study, optuna.storages.RDBStorage]:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -226,34 +256,17 @@ class StudyFolder:
             storage = optuna.storages.RDBStorage(
                 f"sqlite:///{(self.path / 'study.db').absolute()}",
                 engine_kwargs={"connect_args": {"timeout": 60, "factory": _Index}},
-                # Where another Optuna's tables do not serve, using them says so, and they can be rebuilt.
+                # Where another Optuna's tables do not serve, using them says so.
                 skip_compatibility_check=True,
             )
-            pruner = build_pruner(config.search, config.train.epochs)
-
-            def create() -> optuna.Study:
-                return optuna.create_study(
-                    study_name=self.name,
-                    storage=storage,
-                    direction="maximize",
-                    pruner=pruner,
-                    load_if_exists=True,
-                )
-
-            study = create()
-            trials = study.get_trials(deepcopy=False)
-            records = [r for r in self.records() if r.kind == "search" and r.number < end]
-            is_whole = all(trial.state.is_finished() for trial in trials)
-            if is_whole and len(trials) == len(self.imports) + len(records):
-                return study
-            if trials:
-                optuna.delete_study(study_name=self.name, storage=storage)
-                study = create()
-        for imported in self.imports:
-            study.add_trial(self._imported(imported))
-        for record in records:
-            study.add_trial(self._recorded(record))
-        return study
+            study = optuna.create_study(
+                study_name=self.name,
+                storage=storage,
+                direction="maximize",
+                pruner=build_pruner(config.search, config.train.epochs),
+                load_if_exists=True,
+            )
+        return study, storage
 
     def check_numbers(self, numbers: Collection[int], end: int) -> None:
         """Check that no trial below a number is missing.
@@ -335,12 +348,17 @@ class StudyFolder:
 class _Index(sqlite3.Connection):
     """A connection whose commits do not wait for the disk.
 
-    They are many. A killed process damages nothing, and what a power cut damages is rebuilt from the records.
+    They are many. A killed process damages nothing, and what a power cut damages is built anew.
     """
 
     def __init__(self, *values: Any, **named: Any) -> None:
         super().__init__(*values, **named)
         self.execute("PRAGMA synchronous = OFF")
+
+
+def _essence(trial: optuna.trial.FrozenTrial) -> tuple[object, ...]:
+    """Return what proposals and pruning depend on."""
+    return trial.state, trial.params, trial.intermediate_values
 
 
 def _is_lesson(record: TrialRecord) -> bool:

@@ -16,7 +16,14 @@ from harness.engine.weights import ResolvedWeights, preflight
 from harness.errors import StorageError, UsageError
 from harness.records import study_folders
 from harness.registry import Registry, load_registry
-from harness.search.folder import ImportedTrial, StudyFolder, asked, default_name, identity
+from harness.search.folder import (
+    ImportedTrial,
+    StudyFolder,
+    asked,
+    default_name,
+    identity,
+    locked_study,
+)
 from harness.search.result import StudyResult
 from harness.search.running import RunningStudy
 from harness.search.signals import StopSignal
@@ -64,23 +71,29 @@ def run_study(
         protocol = manifest.protocol().digest
         name = config.name or default_name(manifest.dataset, config, protocol)
         folder = _find(name, runs, identity(config, protocol))
+        imports: list[ImportedTrial] = []
         if folder is None:
             space = space or resolve_space(config, registry, where=where)
             path, imports = _new_generation(name, runs, config, space, protocol, extend=extend)
-            weights = _preflight(space, config, registry)
-            folder = StudyFolder.create(
-                path,
-                config,
-                space,
-                dataset=manifest.dataset,
-                protocol=protocol,
-                weights=_digests(weights),
-                imports=imports,
-            )
         else:
-            weights = _preflight(folder.space, config, registry)
+            path, space = folder.path, folder.space
+        # Downloads take long: another process may have begun the study when they are done.
+        weights = _preflight(space, config, registry)
+        with locked_study(path):
+            folder = folder or _find(name, runs, identity(config, protocol))
+            if folder is None:
+                if (path / "study.json").exists():
+                    _new_generation(name, runs, config, space, protocol, extend=False)
+                folder = StudyFolder.create(
+                    path,
+                    config,
+                    space,
+                    dataset=manifest.dataset,
+                    protocol=protocol,
+                    weights=_digests(weights),
+                    imports=imports,
+                )
             _check_weights(folder, _digests(weights))
-        with folder.lock():
             folder.want(config.trials)
             return RunningStudy(config, registry, manifest, folder, weights, stop).run()
 
@@ -140,7 +153,7 @@ def finalize_study(
             )
         weights = _preflight(folder.space, config, registry)
         _check_weights(folder, _digests(weights))
-        with folder.lock():
+        with locked_study(path):
             return RunningStudy(config, registry, manifest, folder, weights, stop).run(search=False)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from harness.config import StudyConfig
 from harness.data.manifest import Manifest
+from harness.documents import write_atomically
 from harness.engine.job import TrialJob, TrialOutcome
 from harness.engine.weights import ResolvedWeights
 from harness.provenance import package_digests, package_versions
@@ -142,9 +143,12 @@ class Trainings:
     def _keep(self, job: TrialJob, outcome: TrialOutcome, told: SearchRecord | None) -> TrialRecord:
         """Write what a training leaves behind."""
         record = self._record(job.kind, job.number, job.config, outcome, told)
-        job.folder.mkdir(parents=True, exist_ok=True)
+        error = job.folder / "error.txt"
+        # A finalist that failed is trained again, in the same place.
         if outcome.detail:
-            (job.folder / "error.txt").write_text(outcome.detail, encoding="utf-8")
+            write_atomically(error, outcome.detail)
+        else:
+            error.unlink(missing_ok=True)
         if job.kind == "final" and record.state == "complete":
             backbone = self._registry.backbones.get(job.config.backbone).spec
             write_card(job.folder, record, backbone.input)
