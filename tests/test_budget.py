@@ -126,3 +126,19 @@ def test_a_study_within_a_budget_ends_with_its_finalist_and_says_why(tiny, regis
     kinds = [record.kind for record in result.records]
     assert kinds.count("final") == 1
     assert 1 <= kinds.count("search") < 40
+
+
+def test_a_budget_counts_what_comes_before_the_first_trial(tiny, registry, tmp_path, monkeypatch, clock):
+    from harness.search import study
+
+    load = study._load
+
+    def load_slowly(*values, **named):
+        clock.now += 1000
+        return load(*values, **named)
+
+    monkeypatch.setattr(study, "_load", load_slowly)
+    result = run_study(tiny(trials=4, budget=100), registry=registry, runs=tmp_path)
+    assert result.timed_out
+    # One is completed and tested whatever the time.
+    assert [record.kind for record in result.records] == ["search", "final"]

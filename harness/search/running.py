@@ -47,6 +47,7 @@ class RunningStudy:
         manifest: Manifest,
         folder: StudyFolder,
         weights: Mapping[str, ResolvedWeights],
+        budget: Budget,
         stop: StopSignal,
     ) -> None:
         self._config = config
@@ -56,7 +57,7 @@ class RunningStudy:
         self._weights = weights
         self._space = folder.space
         self._stop = stop
-        self._budget = Budget(config.budget, config.finalize)
+        self._budget = budget
 
     def run(self, *, search: bool = True) -> StudyResult:
         """Run to the end, or until a signal.

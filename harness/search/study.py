@@ -16,6 +16,7 @@ from harness.engine.weights import ResolvedWeights, preflight
 from harness.errors import StorageError, UsageError
 from harness.records import study_folders
 from harness.registry import Registry, load_registry
+from harness.search.budget import Budget
 from harness.search.folder import (
     ImportedTrial,
     StudyFolder,
@@ -61,6 +62,8 @@ def run_study(
     registry = registry or load_registry()
     runs = runs or paths.runs()
     stop = StopSignal()
+    # Its time is that of the whole command: reading the data set and fetching weights are part of it.
+    budget = Budget(config.budget, config.finalize)
     with stop.installed():
         # Names and weights are checked before data are read, unless a study has frozen what they mean.
         _look_at_data(config, registry)
@@ -95,7 +98,7 @@ def run_study(
                 )
             _check_weights(folder, _digests(weights))
             folder.want(config.trials)
-            return RunningStudy(config, registry, manifest, folder, weights, stop).run()
+            return RunningStudy(config, registry, manifest, folder, weights, budget, stop).run()
 
 
 def finalize_study(
@@ -154,7 +157,8 @@ def finalize_study(
         weights = _preflight(folder.space, config, registry)
         _check_weights(folder, _digests(weights))
         with locked_study(path):
-            return RunningStudy(config, registry, manifest, folder, weights, stop).run(search=False)
+            budget = Budget(None, config.finalize)
+            return RunningStudy(config, registry, manifest, folder, weights, budget, stop).run(search=False)
 
 
 def check_study(config: StudyConfig, registry: Registry, *, where: str = "study") -> Space:
