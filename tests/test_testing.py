@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -196,6 +197,10 @@ def unseeded(size):
     return lambda image: torch.randint(0, 256, (3, size, size), dtype=torch.uint8, generator=generator)
 
 
+def this_file():
+    return Path(__file__)
+
+
 FAULTS = {
     "backbone": [
         (backbone(shrink), "gives-logits", "net: logits have shape (3, 3), not (3, 2)"),
@@ -217,6 +222,12 @@ FAULTS = {
             backbone(weights=WeightsSpec(source="a", licence="b", cached=lambda: "x", fetch=lambda: None)),
             "takes-its-weights",
             "net: cached() returned 'x', which is no file",
+        ),
+        (
+            # It reads nothing from the file.
+            backbone(weights=WeightsSpec(source="a", licence="b", cached=this_file, fetch=lambda: None)),
+            "takes-its-weights",
+            "net: ['stem.weight'] does not come from its weights: two builds differ in it",
         ),
     ],
     "augmentation": [

@@ -113,9 +113,18 @@ def _takes_its_weights(spec: BackboneSpec) -> None:
     file = spec.weights.cached()
     at_hand = isinstance(file, Path) and file.exists()
     require(file is None or at_hand, f"cached() returned {file!r}, which is no file")
-    if file is not None:
+    if file is None:
+        return
+    bodies = []
+    for seed in (1, 2):
+        seed_all(seed)
+        model = _model(spec, 3, file).eval()
         with torch.inference_mode():
-            _logits(spec, _model(spec, 3, file).eval(), _images(spec, 2), 3)
+            _logits(spec, model, _images(spec, 2), 3)
+        state = dict(model.named_parameters())
+        bodies.append({name: state[name] for name in _outside_head(model, _plan(spec, model, 1.0))})
+    differing = [name for name, value in bodies[0].items() if not torch.equal(value, bodies[1][name])]
+    require(not differing, f"{differing[:1]} does not come from its weights: two builds differ in it")
 
 
 # --- losses -----------------------------------------------------------------------------------------------
