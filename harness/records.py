@@ -285,7 +285,7 @@ class TrialRecord:
     """Trial number in the study; a final training keeps that of its trial."""
     state: State
     reason: str
-    """Why a trial is not complete: `pruned at epoch 3`, `nan: ...`, `oom: ...`; empty otherwise."""
+    """Why a trial is not complete: `pruned at epoch 3`, `out of time at epoch 2`, `nan: ...`, `oom: ...`."""
     metric: Metric
     created: str
     """UTC, ISO 8601."""

@@ -104,6 +104,25 @@ def test_a_budget_that_was_cut_off_goes_on_with_the_trials_it_has(tiny, registry
     assert all(kept[record.folder].created == record.created for record in first.records)
 
 
+def test_a_trial_that_the_budget_ends_says_so(tiny, registry, tmp_path, monkeypatch, clock):
+    """Its first trial is fast, the second one slow."""
+    from harness.registry import Registry
+
+    notify = Registry.notify
+
+    def slow(registry, hook, **values):
+        if hook == "harness_epoch_finished" and values["number"] == 1:
+            clock.now += 200
+        notify(registry, hook, **values)
+
+    monkeypatch.setattr(Registry, "notify", slow)
+    study = tiny(trials=3, budget=100, space={"freeze_depth": 0.0}, finalize={"top": 1})
+    result = run_study(study, registry=registry, runs=tmp_path)
+    assert result.timed_out
+    reasons = {record.number: record.reason for record in result.records if record.kind == "search"}
+    assert (reasons[0], reasons[1]) == ("", "out of time at epoch 1 of 3")
+
+
 def test_without_a_budget_everything_is_paid_for(clock):
     budget = Budget(None, FinalizeConfig())
     record = lasted(1e9)

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from PIL import Image
 
 
 @pytest.mark.parametrize(
@@ -63,13 +66,46 @@ def test_doctor_checks_this_machine(harness_cli, monkeypatch):
     assert all(item["fix"] for item in findings.values() if item["verdict"] != "ok")
 
 
-@pytest.mark.parametrize("arguments", ["plugins list --json", "models list"])
+@pytest.mark.parametrize("arguments", ["plugins list", "plugins list --json", "models list"])
 def test_a_broken_pipe_is_no_error(arguments):
     command = f"{sys.executable} -m harness {arguments} | head -c 1"
     done = subprocess.run(
         ["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize("arguments", ["plugins list", "study run --help"])
+def test_an_output_that_is_full_is_no_bug(arguments):
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "harness", *arguments.split()],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 6
+    assert done.stderr.startswith("error: the output cannot be written")
+
+
+def test_a_name_that_the_output_cannot_encode_is_escaped(tmp_path):
+    folder = tmp_path / "\u65e5\u672c"
+    for label in ("cat", "dog"):
+        (folder / label).mkdir(parents=True)
+        for number in range(5):
+            colour = (50 * number, 9, 99 if label == "cat" else 0)
+            Image.new("RGB", (8, 8), colour).save(folder / label / f"{number}.png")
+    done = subprocess.run(
+        [sys.executable, "-m", "harness", "data", "check", str(folder)],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "\\u65e5\\u672c" in done.stdout
 
 
 def test_every_suggested_option_and_command_is_there():

@@ -109,7 +109,7 @@ def test_a_study_without_records_is_known(harness, runs):
     (runs / "begun/study.json").write_text("{}", encoding="utf-8")
     code, out, err = harness("--runs", runs, "begun")
     assert (code, out) == (0, "")
-    assert err == "study 'begun' has no records yet\n  go on  harness study run --name begun\n"
+    assert err == "study 'begun' has no records yet\n  go on  the command that began it\n"
     code, out, err = harness("--runs", runs, "begun", "leafy")
     assert "beans" in out
     assert "study 'begun' has no records yet" in err

@@ -60,6 +60,16 @@ def test_predict_on_the_test_folder_gives_exactly_the_score_of_the_board(harness
     assert right / 21 == final.scores["test"].accuracy
 
 
+def test_the_class_of_an_image_is_its_folder_wherever_one_stands(harness_cli, study, photos, monkeypatch):
+    monkeypatch.chdir(photos / "test" / "class 1")
+    for image in (".", "0.png"):
+        code, _, err = harness_cli(
+            "-p", "tiny_plugin", "predict", "photos", image, "--score", "--runs", study.parent
+        )
+        assert code == 0, err
+        assert "macro-F1" in err
+
+
 def test_predict_prints_probabilities_as_json(harness_cli, study, photos):
     image = photos / "test" / "class 0" / "0.png"
     code, out, _ = harness_cli("-p", "tiny_plugin", "predict", "photos", image, "--format", "json")

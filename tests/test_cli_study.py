@@ -115,6 +115,13 @@ def test_a_study_file_and_flags_are_one_study(run, tmp_path):
     assert resolved["study"]["space"]["lr"] == {"low": 1e-4, "high": 1e-2, "step": None, "log": True}
 
 
+def test_learning_rates_that_are_named_one_by_one_are_all_tried(run):
+    given = ("--dataset", "dots", "--backbone", "tiny-net", "--init", "scratch", "--dry-run")
+    code, out, err = run("study", "run", *given, "--lr", "1e-3", "--lr", "1e-2")
+    assert code == 0, err
+    assert json.loads(out)["study"]["space"]["lr"] == [1e-3, 1e-2]
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
@@ -131,7 +138,8 @@ def test_a_study_file_and_flags_are_one_study(run, tmp_path):
             "trials: Input should be greater than or equal to 1 (got 0)",
         ),
         (["--dataset", "dots", "--metric", "f2"], 2, "metric: must be one of f1, accuracy"),
-        (["--dataset", "dots", "--lr", "fast"], 2, "write a learning rate as"),
+        (["--dataset", "dots", "--lr", "fast"], 2, "write learning rates as"),
+        (["--dataset", "dots", "--lr", "1e-3", "--lr", "auto"], 2, "write learning rates as"),
         (["--dataset", "dots", "--set", "x"], 2, "write --set as KEY=VALUE"),
         (
             ["--dataset", "dots", "--set", "train.epoch=3"],

@@ -71,10 +71,16 @@ def test_one_value_stands_for_a_list_of_one():
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [("90", 90), ("90s", 90), ("30m", 1800), ("1h30m", 5400), (7, 7)]
+    ("text", "seconds"), [("90", 90), ("90s", 90), ("30m", 1800), ("1h30m", 5400), ("1m30s", 90), (7, 7)]
 )
 def test_a_budget_is_written_as_people_do(text, seconds):
     assert parse_study({"dataset": "x", "budget": text}).budget == seconds
+
+
+@pytest.mark.parametrize("text", ["1h30", "1m30", "h", "", "1d"])
+def test_a_budget_that_could_mean_two_things_is_refused(text):
+    with pytest.raises(UsageError, match="write a time as 90s, 30m or 1h30m"):
+        parse_study({"dataset": "x", "budget": text})
 
 
 def test_paths_in_a_study_file_are_relative_to_it(tmp_path):

@@ -193,6 +193,19 @@ def test_a_csv_names_files_labels_and_splits(tmp_path: Path) -> None:
     assert listed(path) == [("b.jpg", "dog", "val"), ("x/a.jpg", "cat", "train")]
 
 
+def test_a_csv_and_its_files_may_be_named_in_different_ways(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touch(tmp_path / "real", "x/a.jpg")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    monkeypatch.chdir(tmp_path)
+    named = (f"{tmp_path}/real/x/a.jpg", "../real/x/a.jpg", "x/../x/a.jpg")
+    for name in named:
+        write_csv(tmp_path / "real", f"file,label\n{name},cat\n")
+        for csv in (tmp_path / "real" / "labels.csv", Path("real/labels.csv"), Path("link/labels.csv")):
+            assert [sample.id for sample in read_folder(csv)] == ["x/a.jpg"], (name, csv)
+
+
 def test_labels_csv_in_a_folder_is_used(tmp_path: Path) -> None:
     touch(tmp_path, "x/a.jpg", "y/b.jpg")
     write_csv(tmp_path, "file,label\nx/a.jpg,cat\n")

@@ -10,6 +10,8 @@ from harness.search.cost import OVERHEAD, CostModel
 
 def measured(backbone, depth, *, flops, share, seconds=1.0, cut="trace"):
     record = make_record(backbone=backbone, freeze_depth=depth)
+    curve = tuple(dataclasses.replace(epoch, seconds=seconds / len(record.curve)) for epoch in record.curve)
+    record = dataclasses.replace(record, curve=curve)
     cost = dataclasses.replace(
         record.cost, flops=flops, frozen_flop_share=share, total_seconds=seconds, cut=cut
     )
@@ -50,6 +52,18 @@ def test_seconds_are_those_of_the_slowest_trial_for_its_work_and_nothing_without
     assert costs.seconds("a", 0.0, 2 * epochs) == pytest.approx(60)
     assert costs.seconds("a", 1.0, epochs) < 3
     assert 10 < costs.final_seconds(records[0]) < 20
+
+
+def test_what_a_training_takes_once_is_not_multiplied():
+    """A head of ten milliseconds an epoch that took a second to set up, and whose first epoch was slow."""
+    head = measured("a", 1.0, flops=1e6, share=1.0, seconds=1.0)
+    seconds = [0.5, *[0.01] * (len(head.curve) - 1)]
+    curve = [dataclasses.replace(epoch, seconds=s) for epoch, s in zip(head.curve, seconds, strict=True)]
+    costs = CostModel([dataclasses.replace(head, curve=tuple(curve))])
+    epochs = len(curve)
+    once = 1.0 - 0.01 * epochs
+    assert costs.seconds("a", 1.0, epochs) == pytest.approx(1.0)
+    assert costs.seconds("a", 0.0, epochs) == pytest.approx(once + 0.01 * epochs * (1 + OVERHEAD) / OVERHEAD)
 
 
 def test_passes_of_the_frozen_part_are_no_measure_of_the_rest():

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
+import io
 import logging
 import os
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import click
 
 from harness import __version__
 from harness.cli.suggestions import with_suggestion
-from harness.errors import HarnessError, Interrupted
+from harness.errors import HarnessError, Interrupted, StorageError
 from harness.text import safe_text
 
 COMMANDS = {
@@ -57,8 +60,23 @@ class Lazy(click.Group):
             return result
         except BrokenPipeError:
             # click would end with 1. What is still to be written goes nowhere.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _write_nowhere()
             return 0
+        except SystemExit as error:
+            # rich meets a closed pipe before we do, and leaves so.
+            if isinstance(error.__context__, BrokenPipeError):
+                return 0
+            raise
+        except OSError as error:
+            # Of files in the way of a command, our own errors tell.
+            if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EIO):
+                raise
+            _write_nowhere()
+            raise StorageError("the output cannot be written", why=str(error.strerror)) from error
+
+
+def _write_nowhere() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @click.group(cls=Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -76,8 +94,18 @@ def command(ctx: click.Context, plugins: tuple[str, ...]) -> None:
     ctx.obj = plugins
 
 
+def _prepare_streams() -> None:
+    """Let a name that the output's encoding lacks be escaped, not fatal; and a closed output be no error."""
+    if sys.stdout is None:
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with the code that `harness.errors` documents."""
+    _prepare_streams()
     logging.basicConfig(format="harness: %(message)s", level=logging.WARNING, stream=sys.stderr)
     # So that `-p mynet` finds mynet.py in the current folder, and never instead of an installed package.
     sys.path.append("")

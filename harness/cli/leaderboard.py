@@ -95,7 +95,7 @@ def show(
     if form == "table":
         print_boards(boards)
     else:
-        _write(formats[form](boards))
+        sys.stdout.write(formats[form](boards))
 
 
 def _show_across(boards: Sequence[Leaderboard], as_json: bool) -> None:
@@ -112,9 +112,9 @@ def _show_across(boards: Sequence[Leaderboard], as_json: bool) -> None:
                 f"nothing to summarise of {init} runs: no two backbones are ranked on the same two data sets"
             )
     if as_json:
-        _write(format_summaries_json(summaries))
+        sys.stdout.write(format_summaries_json(summaries))
     else:
-        _write("\n".join(map(format_summary, summaries)))
+        sys.stdout.write("\n".join(map(format_summary, summaries)))
 
 
 @command.command()
@@ -146,7 +146,7 @@ def compare(
     from harness.leaderboard.report import format_comparison, format_comparison_json
 
     found = compare(_load(runs or paths.runs()), one, other, metric=metric, split=split)
-    _write(format_comparison_json(found) if as_json else format_comparison(found))
+    sys.stdout.write(format_comparison_json(found) if as_json else format_comparison(found))
 
 
 @command.command()
@@ -168,11 +168,11 @@ def diff(one: str, other: str, as_json: bool, runs: Path | None) -> None:
     if as_json:
         protocols = [record.protocol.digest for record in records]
         body = {"schema": DIFF_SCHEMA, "protocols": protocols, "comparable": not found, "differences": found}
-        _write(json.dumps(body, indent=2) + "\n")
+        sys.stdout.write(json.dumps(body, indent=2) + "\n")
     elif found:
-        _write("".join(f"{safe_text(line)}\n" for line in found))
+        sys.stdout.write("".join(f"{safe_text(line)}\n" for line in found))
     else:
-        _write(f"comparable: both are of protocol {records[0].protocol.digest[:8]}\n")
+        sys.stdout.write(f"comparable: both are of protocol {records[0].protocol.digest[:8]}\n")
 
 
 def _load(runs: Path) -> list[Entry]:
@@ -232,13 +232,7 @@ def _explain_absence(
 def _why_without_records(study: Path) -> list[str]:
     if any(study.glob("*/*/record.json")):
         return [f"no record of study {study.name!r} can be read", f"  they are in  {study}"]
-    return [f"study {study.name!r} has no records yet", f"  go on  harness study run --name {study.name}"]
-
-
-def _write(text: str) -> None:
-    """Print data to stdout; a character its encoding lacks is escaped, not fatal."""
-    encoding = sys.stdout.encoding or "utf-8"
-    click.echo(text.encode(encoding, "backslashreplace").decode(encoding), nl=False)
+    return [f"study {study.name!r} has no records yet", "  go on  the command that began it"]
 
 
 def _say(*lines: str) -> None:
@@ -265,7 +259,7 @@ def submit(run: str, to: Path, runs: Path | None) -> None:
 
     done = write(run, to, runs or paths.runs())
     for submission in done:
-        _write("".join(f"{path}\n" for path in (submission.bundle, *submission.reruns)))
+        sys.stdout.write("".join(f"{path}\n" for path in (submission.bundle, *submission.reruns)))
     _say(
         "these files hold the names, classes and hashes of the images of val and test, and no image",
         f"  check them   harness leaderboard verify {to}",
@@ -325,7 +319,7 @@ def publish(ctx: click.Context, records: Path, to: Path, check: bool) -> None:
     if check:
         publishing.check_publication(made, to)
     for name in publishing.write_publication(made, to):
-        _write(f"{to / name}\n")
+        sys.stdout.write(f"{to / name}\n")
     _say(f"{counted(made.runs, 'run')} in {counted(len(made.boards), 'table')}, up to date in {to}")
     ctx.exit(3 if made.rejected else 0)
 

@@ -122,9 +122,9 @@ def list_images(paths_: tuple[Path, ...]) -> list[tuple[Path, str]]:
             )
             if not inside:
                 raise DataError(f"found 0 images under {path}", fixes=["name a folder that holds images"])
-            found += [(file, file.parent.name) for file in inside]
+            found += [(file, file.absolute().parent.name) for file in inside]
         elif path.is_file():
-            found.append((path, path.parent.name))
+            found.append((path, path.absolute().parent.name))
         else:
             raise DataError(
                 "no such file or folder",

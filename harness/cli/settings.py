@@ -65,15 +65,18 @@ def _put(values: dict[str, Any], path: Sequence[str], value: Any) -> None:
     values[key] = list(value) if isinstance(value, tuple) else value
 
 
-def _lr(text: str) -> object:
-    if text == "auto":
-        return text
-    low, colon, high = text.partition(":")
+def _lr(texts: Sequence[str]) -> object:
+    if texts == ("auto",):
+        return "auto"
+    low, colon, high = texts[0].partition(":")
     try:
-        return {"low": float(low), "high": float(high), "log": True} if colon else float(text)
+        if colon and len(texts) == 1:
+            return {"low": float(low), "high": float(high), "log": True}
+        return [float(text) for text in texts]
     except ValueError:
         raise UsageError(
-            f"write a learning rate as 1e-3, 1e-5:1e-2 or auto (got {text!r})", where="--lr"
+            f"write learning rates as 1e-3 (repeatable), 1e-5:1e-2 or auto (got {', '.join(texts)})",
+            where="--lr",
         ) from None
 
 

@@ -43,7 +43,7 @@ command.add_command(rerun)
 @click.option("--budget", help="Time for search and finalists together: 90s, 30m, 1h30m.")
 @click.option("--backbone", multiple=True, help="Name or glob of a backbone. Repeatable.")
 @click.option("--freeze-depth", multiple=True, type=float, help="Share of frozen blocks, 0 to 1. Repeatable.")
-@click.option("--lr", help="A learning rate, LOW:HIGH on a log scale, or auto.")
+@click.option("--lr", multiple=True, help="A learning rate (repeatable), LOW:HIGH on a log scale, or auto.")
 @click.option("--optimizer", multiple=True, help="Repeatable.")
 @click.option("--augmentation", multiple=True, help="Augmentation policy. Repeatable.")
 @click.option("--loss", multiple=True, help="Repeatable.")
@@ -356,7 +356,9 @@ def _report(result: StudyResult, config: StudyConfig) -> None:
         click.echo(f"stopped: {done} kept. Resume: run the same command again.", err=True)
         return
     if result.timed_out:
-        click.echo(f"time is up: {done}. Go on: run the same command again.", err=True)
+        click.echo(
+            f"time is up: {done}. Go on: the same command, with a larger --budget if it adds none.", err=True
+        )
     finals = [record for record in result.records if record.kind == "final" and record.state == "complete"]
     if finals:
         click.echo(f"use it:   harness predict {result.name} IMAGES...", err=True)

@@ -207,8 +207,9 @@ def _read_csv(path: Path) -> list[Sample]:
         elif not file.is_file():
             missing.append(name)
         else:
-            where = Path(os.path.normpath(file))
-            name = _id(where, Path(os.path.normpath(root)))
+            where, base = (Path(os.path.normpath(path.absolute())) for path in (file, root))
+            # A row may name it by another way than the one that led to the CSV.
+            name = _id(where, base) if where.is_relative_to(base) else _id(file.resolve(), real_root)
             samples.append(Sample(id=name, label=label, image=where, split=_SPLITS.get(split)))
     for what, found, fix in (
         ("rows without a file or label", unlabelled, "complete the rows or remove them"),

@@ -36,7 +36,8 @@ class CostModel:
             shares[config.freeze_depth] = cost.frozen_flop_share if cost.cut != "none" else 0.0
         self._mean = statistics.fmean(self._flops.values()) if self._flops else 1.0
         self._largest = max(self._flops.values(), default=1.0)
-        self._seconds: dict[str, list[float]] = {}
+        self._rates: dict[str, list[float]] = {}
+        self._once: list[float] = []
         self._prefix: dict[str, list[float]] = {}
         for record in records:
             if record.cost is not None and record.curve:
@@ -44,7 +45,10 @@ class CostModel:
                 work = self.work(name, record.config.freeze_depth) * len(record.curve)
                 # Passes of the frozen part are no part of the work behind the cut, and most trials have none.
                 rest = max(0.0, record.cost.total_seconds - record.cost.prefix_seconds)
-                self._seconds.setdefault(name, []).append(rest / work)
+                # Nor is what a training takes once. It shows in short ones, and in first epochs.
+                steady = min(rest, len(record.curve) * min(epoch.seconds for epoch in record.curve))
+                self._rates.setdefault(name, []).append(steady / work)
+                self._once.append(rest - steady)
                 self._prefix.setdefault(name, []).append(record.cost.prefix_seconds)
 
     def work(self, backbone: str, freeze_depth: float) -> float:
@@ -63,9 +67,10 @@ class CostModel:
 
         On the safe side: of the backbone's trials so far, that which took longest for its work.
         """
-        known = self._seconds.get(backbone) or [s for some in self._seconds.values() for s in some]
+        known = self._rates.get(backbone) or [rate for some in self._rates.values() for rate in some]
+        once = statistics.median_high(self._once) if self._once else 0.0
         passes = statistics.median_high(self._prefix.get(backbone, [0.0])) if freeze_depth else 0.0
-        return max(known, default=0.0) * self.work(backbone, freeze_depth) * epochs + passes
+        return max(known, default=0.0) * self.work(backbone, freeze_depth) * epochs + passes + once
 
     def final_seconds(self, record: TrialRecord) -> float:
         """Return how long it would take to train a complete trial again, and to test it."""

@@ -17,7 +17,7 @@ from harness import paths
 from harness.config import RunConfig
 from harness.data.manifest import Manifest
 from harness.engine.job import EngineSettings, ProbeJob, TrialJob, TrialOutcome, report_as
-from harness.errors import HarnessError
+from harness.errors import HarnessError, StorageError
 from harness.records import EpochRecord, ProbeRecord
 from harness.registry import Registry
 from harness.search.signals import StopSignal
@@ -201,10 +201,21 @@ class ProcessExecutor:
 
     def _start(self) -> None:
         ours, theirs = Pipe()
-        self._log.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._log.parent.mkdir(parents=True, exist_ok=True)
+            log = self._log.open("ab")
+        except OSError as error:
+            ours.close()
+            theirs.close()
+            raise StorageError(
+                "a study's folder cannot be written",
+                where=str(self._log.parent),
+                why=error.strerror or str(error),
+                fixes=["choose another folder with --runs"],
+            ) from error
         # The child sees the modules this process sees, whatever the current folder holds.
         path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
-        with self._log.open("ab") as log, theirs:
+        with log, theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "harness.search.worker", str(theirs.fileno())],
                 env={**os.environ, "PYTHONPATH": path},

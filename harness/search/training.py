@@ -65,6 +65,8 @@ class Trainings:
         self._dataset = manifest.dataset_record()
         self._protocol = manifest.protocol()
         self._versions = package_versions()
+        self._late: set[int] = set()
+        """Of the trials that run, those that the budget ends."""
 
     def run(
         self, kind: Kind, configs: Mapping[int, TrialConfig], trials: Mapping[int, optuna.Trial]
@@ -86,6 +88,7 @@ class Trainings:
             )
         curves: list[list[EpochRecord]] = [[] for _ in jobs]
         verdicts: dict[tuple[int, int], bool] = {}
+        self._late.clear()
 
         def on_epoch(place: int, epoch: EpochRecord) -> bool:
             # A training that begins again, alone, is told what it was told before.
@@ -102,6 +105,9 @@ class Trainings:
         for job, outcome, curve in zip(jobs, outcomes, curves, strict=True):
             # A worker that died has told its epochs already.
             whole = outcome if outcome.curve else replace(outcome, curve=tuple(curve))
+            if whole.state == "pruned" and job.number in self._late:
+                reason = f"out of time at epoch {len(whole.curve)} of {job.config.epochs}"
+                whole = replace(whole, reason=reason)
             records.append(self._keep(job, whole, _told(trials.get(job.number))))
             self._registry.notify("harness_trial_finished", study=self._view, record=records[-1])
         took = sum(outcome.cost.total_seconds for outcome in outcomes if outcome.cost)
@@ -124,8 +130,13 @@ class Trainings:
             # Half a finalist is none: its test would not count.
             return False
         trial.report(value, step=epoch.epoch)
+        if trial.should_prune():
+            return True
         is_last = epoch.epoch == job.config.epochs
-        return trial.should_prune() or (not is_last and self._budget.is_overrun(epoch.seconds))
+        is_late = not is_last and self._budget.is_overrun(epoch.seconds)
+        if is_late:
+            self._late.add(job.number)
+        return is_late
 
     def _job(self, kind: Kind, number: int, config: TrialConfig) -> TrialJob:
         weights = self._weights.get(config.backbone)
