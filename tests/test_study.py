@@ -407,6 +407,37 @@ def test_a_study_without_one_complete_trial_ends_with_its_own_error(tiny, regist
     assert list(tmp_path.glob("*/trials/*/error.txt"))
 
 
+def test_a_study_in_which_everything_diverges_is_told_to_learn_more_slowly(tiny, registry, tmp_path):
+    study = tiny(trials=1, space={"lr": 1e30, "optimizer": "sgd", "backbone": "wide-net"})
+    with pytest.raises(NoTrialSucceeded) as caught:
+        run_study(study, registry=registry, runs=tmp_path)
+    assert "--lr" in str(caught.value)
+    assert "error.txt" not in str(caught.value)
+
+
+def test_a_study_says_what_it_left_out_and_which_test_images_it_trains_on(tiny, registry, tmp_path, caplog):
+    from PIL import Image
+
+    random = np.random.default_rng(0)
+    for label in ("cat", "dog"):
+        for split, count in (("train", 5), ("val", 2), ("test", 2)):
+            folder = tmp_path / "photos" / split / label
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = random.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{number}.png")
+    photos = tmp_path / "photos"
+    (photos / "test/cat/0.png").write_bytes((photos / "train/cat/0.png").read_bytes())
+    (photos / "train/dog/1.png").write_bytes(b"nothing")
+    run_study(
+        tiny(dataset=str(photos), trials=1, skip_bad=True, finalize={"top": 0}),
+        registry=registry,
+        runs=tmp_path / "runs",
+    )
+    assert "1 image left out: unreadable" in caplog.text
+    assert "1 test image in train or val too" in caplog.text
+
+
 def test_two_processes_cannot_run_one_study(tiny, registry, tmp_path):
     first = run_study(tiny(trials=1), registry=registry, runs=tmp_path)
     with locked_study(first.folder), pytest.raises(StorageError, match="another process"):

@@ -17,6 +17,7 @@ from harness.records import (
     ProbeRecord,
     StudyView,
     TrialConfig,
+    TrialRecord,
 )
 from harness.registry import Registry
 from harness.samples import write_samples
@@ -134,7 +135,7 @@ class RunningStudy:
                 f"study {self._folder.name!r} ended without a complete trial, of {len(records)}",
                 where=str(self._folder.path),
                 why=next((record.reason for record in records if record.reason), ""),
-                fixes=[f"read {self._folder.path}/trials/*/error.txt", "run harness doctor"],
+                fixes=_ways_out(records),
             )
         return result
 
@@ -266,3 +267,16 @@ class RunningStudy:
                     continue
                 self._trainings.run("final", {finalist.number: config}, {})
                 tested.append(config)
+
+
+def _ways_out(records: Sequence[TrialRecord]) -> list[str]:
+    """Return what to do where every trial failed."""
+    reasons = {record.reason.partition(":")[0] for record in records}
+    fixes = []
+    if "nan" in reasons:
+        fixes.append("search lower learning rates: --lr 1e-5:1e-3")
+    if "oom" in reasons:
+        fixes.append("use a smaller --batch-size or --image-size")
+    if reasons - {"nan", "oom"}:
+        fixes += ["read what the trials left: trials/*/error.txt there, and worker.log", "run harness doctor"]
+    return fixes

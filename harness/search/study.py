@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,9 @@ from harness.search.result import StudyResult
 from harness.search.running import RunningStudy
 from harness.search.signals import StopSignal
 from harness.search.space import Space, resolve_space
+from harness.text import counted
+
+logger = logging.getLogger("harness.study")
 
 
 def run_study(
@@ -202,9 +206,18 @@ def _load(
     config: StudyConfig, registry: Registry, *, download: bool = True, keep: Keep | None = None
 ) -> Manifest:
     rules = SplitRules(val=config.split.val, test=config.split.test, seed=config.split.seed)
-    return load_manifest(
+    manifest = load_manifest(
         config.dataset, registry, rules=rules, skip_bad=config.skip_bad, download=download, keep=keep
     )
+    if manifest.skipped:
+        logger.warning("%s left out: unreadable", counted(manifest.skipped, "image"))
+    leaked = manifest.audit.record().leaked_test
+    if leaked:
+        logger.warning(
+            "%s in train or val too: scores come out too high; harness data check names them",
+            counted(leaked, "test image"),
+        )
+    return manifest
 
 
 def _was_asked(config: StudyConfig, runs: Path) -> bool:
