@@ -29,6 +29,29 @@ def test_the_step_alone_gives_what_the_study_would_have_given(tiny, registry, tm
     assert result.exit_code == 0
 
 
+def test_the_step_is_done_from_any_folder(tiny, registry, tmp_path, monkeypatch):
+    from PIL import Image
+
+    for label, value in (("cat", 20), ("dog", 200)):
+        for number in range(8):
+            file = tmp_path / "photos" / label / f"{number}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (24, 24), (value, 9 * number, 7)).save(file)
+    monkeypatch.chdir(tmp_path)
+    study = tiny(dataset="photos", trials=1, train={"epochs": 1}, finalize={"top": 0})
+    result = run_study(study, registry=registry, runs=tmp_path / "runs")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    done = finalize_study(result.folder, finalists=1, registry=registry)
+    assert [record.kind for record in done.records] == ["search", "final"]
+    # Moved, and found again by the command that goes on with the study.
+    (tmp_path / "photos").rename(elsewhere / "photos")
+    run_study(study, registry=registry, runs=tmp_path / "runs")
+    monkeypatch.chdir(tmp_path)
+    assert len(finalize_study(result.folder, finalists=1, seeds=2, registry=registry).records) == 3
+
+
 def test_what_was_tested_is_not_tested_again(tiny, registry, tmp_path):
     first = run_study(tiny(), registry=registry, runs=tmp_path)
     more = finalize_study(first.folder, seeds=3, registry=registry)

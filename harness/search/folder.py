@@ -151,10 +151,13 @@ class StudyFolder:
         folder._save()
         return folder
 
-    def want(self, trials: int | None) -> None:
-        """Store how many trials are wanted in total."""
-        if self.document["trials"] != trials:
-            self.document["trials"] = trials
+    def want(self, config: StudyConfig) -> None:
+        """Store how many trials are wanted in total, and where the study's files are now."""
+        given = config.model_dump(mode="json", by_alias=True)
+        places = {key: given[key] for key in ("dataset", "weights", "weights_dir")}
+        wanted = {"trials": config.trials, "config": {**self.document["config"], **places}}
+        if wanted != {key: self.document[key] for key in wanted}:
+            self.document |= wanted
             self._save()
 
     def records(self) -> list[TrialRecord]:

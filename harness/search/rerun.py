@@ -187,7 +187,7 @@ def _manifest(bundle: Bundle, dataset: str, registry: Registry) -> Manifest:
         raise DataError(
             f"the images here are not those of the run: other {', '.join(parts)}",
             where=check.where,
-            fixes=["name the folder of the images: --data DIR"],
+            fixes=["restore the images", "of a bundle, name their folder: --data DIR"],
         )
     return manifest
 

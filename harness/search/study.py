@@ -101,7 +101,7 @@ def run_study(
                     imports=imports,
                 )
             _check_weights(folder, _digests(weights))
-            folder.want(config.trials)
+            folder.want(_placed(config, registry))
             return RunningStudy(config, registry, manifest, folder, weights, budget, stop).run()
 
 
@@ -185,6 +185,19 @@ def _look_at_data(config: StudyConfig, registry: Registry) -> None:
     found = resolve(config.dataset, registry)
     if isinstance(found, Path):
         look_at_folder(found)
+
+
+def _placed(config: StudyConfig, registry: Registry) -> StudyConfig:
+    """Return the study with files that are found from any folder."""
+    found = resolve(config.dataset, registry)
+    folder = config.weights_dir
+    return config.model_copy(
+        update={
+            "dataset": str(found.absolute()) if isinstance(found, Path) else config.dataset,
+            "weights": {name: file.expanduser().absolute() for name, file in config.weights.items()},
+            "weights_dir": folder.expanduser().absolute() if folder else None,
+        }
+    )
 
 
 def _load_once(config: StudyConfig, registry: Registry, space: Space) -> Manifest:
