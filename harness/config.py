@@ -189,11 +189,14 @@ def _seconds(value: object) -> object:
     """Accept `90`, `90s`, `30m`, `1h30m`."""
     if not isinstance(value, str):
         return value
+    text = value.strip()
     # A number without a unit is seconds only where it stands alone: 1h30 is an hour and a half to most.
-    match = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?|()()(\d+)", value.strip())
-    if not match or not value.strip():
+    if text.isdecimal():
+        return int(text)
+    match = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text)
+    if not match or not text:
         raise ValueError(f"write a time as 90s, 30m or 1h30m (got {value!r})")
-    hours, minutes, seconds = (int(match[part] or match[part + 3] or 0) for part in (1, 2, 3))
+    hours, minutes, seconds = (int(part or 0) for part in match.groups())
     return 3600 * hours + 60 * minutes + seconds
 
 

@@ -47,8 +47,8 @@ class Models:
         self._layout = layout
         self._layouts: dict[tuple[str, int], torch.memory_format] = {}
         self._cuts: dict[tuple[object, ...], tuple[FreezePlan, Cut, Flops | None, str | None]] = {}
-        self._digests: dict[tuple[object, ...], dict[bool, str]] = {}
-        self._values: dict[tuple[object, ...], dict[str, str]] = {}
+        # By weights and freeze depth: in brief what the prefix reads, and the names of what it computes.
+        self._digests: dict[tuple[object, ...], tuple[dict[str, str], dict[bool, str]]] = {}
         self._copy: tuple[object, nn.Module, tuple[FrozenPart, ...]] | None = None
 
     def build(
@@ -133,20 +133,21 @@ class Models:
         plan, cut, flops, linear = found
         apply_freeze(model, plan)
         modes = (True, False) if cut.method != "none" else ()
-        values = {
-            name: _brief(value) for mode in modes for name, value in cut.half(mode).reads(model).items()
-        }
+        # Both modes read much the same.
+        reads = {name: value for mode in modes for name, value in cut.half(mode).reads(model).items()}
+        values = {name: _brief(value) for name, value in reads.items()}
         if (origin, depth) not in self._digests:
-            self._digests[origin, depth] = {mode: digest_prefix(model, cut, training=mode) for mode in modes}
-            self._values[origin, depth] = values
-        elif values != self._values[origin, depth]:
-            other = next(name for name in values if values[name] != self._values[origin, depth].get(name))
+            digests = {mode: digest_prefix(model, cut, training=mode) for mode in modes}
+            self._digests[origin, depth] = values, digests
+        known, digests = self._digests[origin, depth]
+        if values != known:
+            other = next(name for name in values if values[name] != known.get(name))
             raise PluginError(
                 f"backbone {config.backbone!r} builds other frozen layers each time: {other} differs",
                 why="what is frozen has to come from the weights alone, for trials share what it computes",
                 fixes=["let its build load all but the head from the file that it is given"],
             )
-        return FrozenPart(plan=plan, cut=cut, flops=flops, head=linear, digests=self._digests[origin, depth])
+        return FrozenPart(plan=plan, cut=cut, flops=flops, head=linear, digests=digests)
 
     def _origin(self, config: TrialConfig, weights: Path | None) -> tuple[object, ...]:
         """Name what the backbone's values come from."""

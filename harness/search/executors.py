@@ -17,9 +17,10 @@ from harness import paths
 from harness.config import RunConfig
 from harness.data.manifest import Manifest
 from harness.engine.job import EngineSettings, ProbeJob, TrialJob, TrialOutcome, report_as
-from harness.errors import HarnessError, StorageError
+from harness.errors import HarnessError
 from harness.records import EpochRecord, ProbeRecord
 from harness.registry import Registry
+from harness.search.folder import unwritable
 from harness.search.signals import StopSignal
 
 _POLL = 0.2
@@ -207,12 +208,7 @@ class ProcessExecutor:
         except OSError as error:
             ours.close()
             theirs.close()
-            raise StorageError(
-                "a study's folder cannot be written",
-                where=str(self._log.parent),
-                why=error.strerror or str(error),
-                fixes=["choose another folder with --runs"],
-            ) from error
+            raise unwritable(self._log.parent, error) from error
         # The child sees the modules this process sees, whatever the current folder holds.
         path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
         with log, theirs:

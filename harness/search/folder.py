@@ -57,6 +57,16 @@ def default_name(dataset: str, config: StudyConfig, protocol: str) -> str:
     return f"{plain.strip('-._')[:60] or 'study'}-{identity(config, protocol)[:8]}"
 
 
+def unwritable(path: Path, error: OSError) -> StorageError:
+    """Return what an error of the disk means for a study's folder."""
+    return StorageError(
+        "a study's folder cannot be written",
+        where=str(path),
+        why=error.strerror or str(error),
+        fixes=["choose another folder with --runs"],
+    )
+
+
 @contextmanager
 def locked_study(path: Path) -> Iterator[None]:
     """Keep other processes from beginning or running the study of a folder at the same time.
@@ -75,12 +85,7 @@ def locked_study(path: Path) -> Iterator[None]:
             fixes=["wait for it, or run this one under another --name"],
         ) from None
     except OSError as error:
-        raise StorageError(
-            "a study's folder cannot be written",
-            where=str(path),
-            why=error.strerror or str(error),
-            fixes=["choose another folder with --runs"],
-        ) from error
+        raise unwritable(path, error) from error
     try:
         yield
     finally:

@@ -77,7 +77,8 @@ def run_study(
         manifest = _load_once(config, registry, space) if space else _load(config, registry)
         protocol = manifest.protocol().digest
         name = config.name or default_name(manifest.dataset, config, protocol)
-        folder = _find(name, runs, identity(config, protocol))
+        wanted = identity(config, protocol)
+        folder = _find(name, runs, wanted)
         imports: list[ImportedTrial] = []
         if folder is None:
             space = space or resolve_space(config, registry, where=where)
@@ -87,7 +88,7 @@ def run_study(
         # Downloads take long: another process may have begun the study when they are done.
         weights = _preflight(space, config, registry)
         with locked_study(path):
-            folder = folder or _find(name, runs, identity(config, protocol))
+            folder = folder or _find(name, runs, wanted)
             if folder is None:
                 if (path / "study.json").exists():
                     _new_generation(name, runs, config, space, protocol, extend=False)
