@@ -20,13 +20,14 @@ def train_finals(
         runs: Folder of studies.
         seeds: Fresh seeds of the best configuration.
         threads: CPU threads.
-        study: `StudyConfig` without search, finalize and run; `space` without optimizer.
+        study: `StudyConfig` without search, finalize and run; `space` without optimizer and head_init.
 
     Raises:
         SystemExit: The study was stopped, or a seed failed: a mean over fewer would mislead.
     """
     config = harness.StudyConfig(
-        **{**study, "space": {"optimizer": ["adamw"], **study["space"]}},
+        # Both with and without pretraining a head starts from random weights.
+        **{**study, "space": {"optimizer": ["adamw"], "head_init": ["timm"], **study["space"]}},
         search={"sampler": "grid", "pruner": "none"},
         finalize={"top": 1, "seeds": seeds},
         run={"threads": threads, "executor": "inline"},

@@ -99,10 +99,11 @@ class SpaceConfig(_Model):
     schedule: Names = ("cosine",)
     weight_decay: Numbers = (0.05,)
     head_init: Annotated[
-        tuple[Literal["timm", "xavier", "kaiming", "zero"], ...],
+        tuple[Literal["ridge", "timm", "xavier", "kaiming", "zero"], ...],
         BeforeValidator(_as_list),
         Field(min_length=1),
-    ] = ("timm",)
+    ] = ("ridge",)
+    """How the new head starts; `ridge` takes what ridge regression finds on the features of the backbone."""
 
     @model_validator(mode="after")
     def _is_in_bounds(self) -> SpaceConfig:

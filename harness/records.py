@@ -35,7 +35,7 @@ class TrialConfig:
     loss: str
     schedule: str
     weight_decay: float
-    head_init: Literal["timm", "xavier", "kaiming", "zero"]
+    head_init: Literal["ridge", "timm", "xavier", "kaiming", "zero"]
     init: Literal["pretrained", "scratch"]
     epochs: int
     batch_size: int

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from harness.engine.heads import init_head
+from harness.engine.heads import init_head, place_ridge
 from harness.errors import UsageError
 
 
@@ -29,11 +29,26 @@ def changed(net, before):
     return {name for name, value in net.state_dict().items() if not torch.equal(value, before[name])}
 
 
-def test_timm_leaves_the_head_as_it_is_built():
+@pytest.mark.parametrize("how", ["timm", "ridge"])
+def test_a_head_that_is_not_drawn_here_stays_as_it_is_built(how):
     net = model()
     before = state(net)
-    init_head(net, ["head", "norm"], "timm", seed=1)
+    init_head(net, ["head", "norm"], how, seed=1)
     assert changed(net, before) == set()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_ridge_gives_a_head_its_direction_and_the_norm_of_a_new_layer(bias):
+    layer = nn.Linear(64, 50, bias=bias)
+    new = layer.weight.norm().item()
+    weight, offset = 30 * torch.randn(50, 64), torch.randn(50)
+    place_ridge(layer, weight, offset)
+    features = torch.randn(9, 64)
+    expected = features @ weight.T + (offset if bias else 0)
+    logits = layer(features)
+    scale = (logits / expected).mean()
+    torch.testing.assert_close(logits, scale * expected)
+    assert layer.weight.norm().item() == pytest.approx(new, rel=0.05)
 
 
 @pytest.mark.parametrize("how", ["xavier", "kaiming"])

@@ -41,6 +41,19 @@ def test_ridge_decides_as_scikit_learn_does(dim, alpha):
     assert result.accuracy == (result.logits.argmax(axis=1) == y_val.numpy()).mean()
 
 
+@pytest.mark.parametrize("dim", [6, 90])
+def test_what_ridge_finds_is_a_linear_layer(dim):
+    x, y, x_val, y_val = draw(dim=dim)
+    # With columns of another size, and one that says nothing.
+    x, x_val = (torch.cat([100 * p[:, :3], p, torch.full((len(p), 1), 7.0)], dim=1) for p in (x, x_val))
+    result = ridge_probe(x, y, x_val, y_val, 5)
+    logits = torch.nn.functional.linear(x_val, result.weight, result.bias)
+    # The fifth class has no training images, and is marked down.
+    np.testing.assert_allclose(logits[:, :4], result.logits[:, :4], rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(logits[:, 4], -1.0, atol=1e-6)
+    assert not result.weight[:, -1].any()
+
+
 def test_two_classes_are_two_opposite_logits():
     x, y, x_val, y_val = draw(num_classes=2)
     result = ridge_probe(x, y, x_val, y_val, 2, alphas=[1.0])

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
 
 from harness.errors import UsageError
 
-HeadInit: TypeAlias = Literal["timm", "xavier", "kaiming", "zero"]
+HeadInit: TypeAlias = Literal["ridge", "timm", "xavier", "kaiming", "zero"]
 
 
 def init_head(model: nn.Module, head: Sequence[str], how: HeadInit, *, seed: int) -> None:
@@ -25,14 +25,15 @@ def init_head(model: nn.Module, head: Sequence[str], how: HeadInit, *, seed: int
             AISTATS 2010), `kaiming`: normal weights for ReLU, by fan-in (He et al., ICCV 2015), both with
             zero biases. `zero`: the last layer of each module is all zeros, so that training starts at equal
             logits; a hidden layer before it keeps its values, for two layers of zeros would never learn.
+            `ridge` leaves it too: features of images have a say in that (`place_ridge`).
         seed: Of the weights.
 
     Raises:
         UsageError: `how` is unknown, or a module of the head has no layer to initialise.
     """
-    if how not in ("timm", "xavier", "kaiming", "zero"):
-        raise UsageError(f"head_init must be one of timm, xavier, kaiming, zero (got {how!r})")
-    if how == "timm":
+    if how not in get_args(HeadInit):
+        raise UsageError(f"head_init must be one of {', '.join(get_args(HeadInit))} (got {how!r})")
+    if how in ("timm", "ridge"):
         return
     generator = torch.Generator().manual_seed(seed)
     seen: set[nn.Module] = set()
@@ -52,6 +53,27 @@ def init_head(model: nn.Module, head: Sequence[str], how: HeadInit, *, seed: int
             if layer not in seen:
                 seen.add(layer)
                 _init_layer(layer, how, generator)
+
+
+def place_ridge(layer: nn.Linear, weight: Tensor, bias: Tensor) -> None:
+    """Start a linear head in the direction that ridge regression found, at the size of a new layer.
+
+    Heads that know the classes spare the backbone the steps in which random ones distort what it has learned
+    (Kumar et al., ICLR 2022). But one that is sure of them from the start leaves the backbone nothing to
+    learn (Ren et al., ICLR 2023), and its weights are many times as large as an optimizer's steps are meant
+    for: so its norm becomes that which torch gives a new layer of this shape, sqrt(C / 3).
+
+    Args:
+        layer: (C, D), changed in place.
+        weight: (C, D), not all zeros.
+        bias: (C,).
+    """
+    scale = (len(weight) / 3) ** 0.5 / weight.norm()
+    with torch.no_grad():
+        layer.weight.copy_(scale * weight)
+        own: Tensor | None = layer.bias
+        if own is not None:
+            own.copy_(scale * bias)
 
 
 def _init_layer(layer: nn.Linear | nn.Conv1d | nn.Conv2d, how: HeadInit, generator: torch.Generator) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,6 +35,16 @@ class ProbeResult:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RidgeResult(ProbeResult):
+    """What ridge regression found, as the linear layer that it is."""
+
+    weight: Tensor
+    """(C, D) float32: of the features as they are, not standardised."""
+    bias: Tensor
+    """(C,) float32."""
+
+
 def ridge_probe(
     features: Tensor,
     labels: Tensor,
@@ -44,7 +53,7 @@ def ridge_probe(
     num_classes: int,
     *,
     alphas: Sequence[float] = ALPHAS,
-) -> ProbeResult:
+) -> RidgeResult:
     """Fit ridge regression to the classes in closed form, and choose its regularisation by macro-F1.
 
     Features are standardised, targets are 1 for an image's class and -1 for the others, the intercept is
@@ -71,30 +80,40 @@ def ridge_probe(
     counts = torch.bincount(labels, minlength=num_classes).double()
     present = counts > 0
     intercept = 2 * counts / len(labels) - 1
-    gram, targets, val_rows = _reduce(features, labels, val_features, intercept)
-    best: ProbeResult | None = None
+    problem = _reduce(features, labels, val_features, intercept)
+    best: tuple[float, float, float, Tensor, npt.NDArray[np.float32]] | None = None
     truth = val_labels.cpu().numpy()
     # Below it, what is added to the Gram matrix is lost in the rounding of its largest eigenvalue.
-    least = float(torch.finfo(torch.float64).eps * gram.trace())
+    least = float(torch.finfo(torch.float64).eps * problem.gram.trace())
     for alpha in sorted(alphas):
-        regularised = gram.clone()
+        regularised = problem.gram.clone()
         regularised.diagonal().add_(alpha)
         factor, failed = torch.linalg.cholesky_ex(regularised)
         if failed or alpha < least:
             continue
-        coefficients = torch.cholesky_solve(targets, factor)
-        logits = (val_rows @ coefficients.to(val_rows.dtype) + intercept).float()
+        coefficients = torch.cholesky_solve(problem.targets, factor)
+        logits = (problem.val_rows @ coefficients.to(problem.val_rows.dtype) + intercept).float()
         logits[:, ~present] = logits.min() - 1
         scores = logits.cpu().numpy()
         accuracy, f1 = metrics.point_scores(truth, scores.argmax(axis=1), num_classes)
-        if best is None or f1 >= best.f1:
-            best = ProbeResult(accuracy=accuracy, f1=f1, parameter=alpha, logits=scores, seconds=0.0)
+        if best is None or f1 >= best[1]:
+            best = accuracy, f1, alpha, coefficients, scores
     if best is None:
         raise UsageError(
             f"every alpha is too small for these features (got {tuple(alphas)!r})",
             fixes=[f"use alphas far above {least:.1e}"],
         )
-    return dataclasses.replace(best, seconds=time.perf_counter() - started)
+    accuracy, f1, alpha, coefficients, scores = best
+    weight = problem.weights_of(coefficients)
+    return RidgeResult(
+        accuracy=accuracy,
+        f1=f1,
+        parameter=alpha,
+        logits=scores,
+        weight=weight.T.float().contiguous(),
+        bias=(intercept - problem.mean @ weight).float(),
+        seconds=time.perf_counter() - started,
+    )
 
 
 def knn_probe(
@@ -155,13 +174,31 @@ def _find_nearest(rows: Tensor, features: Tensor, k: int) -> tuple[Tensor, Tenso
     return best, numbers
 
 
-def _reduce(
-    features: Tensor, labels: Tensor, val_features: Tensor, intercept: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what least squares solves, and the rows that predict from its solution.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _LeastSquares:
+    """What ridge regression solves; n is the smaller of D and N."""
 
-    Of shapes (n, n), where only the lower triangle counts, (n, C) and (M, n); n is the smaller of D and N.
-    """
+    gram: Tensor
+    """(n, n), of which only the lower triangle counts."""
+    targets: Tensor
+    """(n, C)."""
+    val_rows: Tensor
+    """(M, n), which predict from the solution."""
+    mean: Tensor
+    """(D,), of the features."""
+    scale: Tensor
+    """(D,), their standard deviations."""
+    rows: Tensor | None
+    """(N, D), the standardised features where the unknowns are images; else None."""
+
+    def weights_of(self, solution: Tensor) -> Tensor:
+        """Return the weights (D, C) of the features that a solution (n, C) gives."""
+        weights = solution if self.rows is None else self.rows.T @ solution
+        return weights / self.scale.unsqueeze(1)
+
+
+def _reduce(features: Tensor, labels: Tensor, val_features: Tensor, intercept: Tensor) -> _LeastSquares:
+    """Return what least squares solves."""
     size, dim = features.shape
     eps = torch.finfo(torch.float64).eps
     mean, variance = (features.new_zeros(dim, dtype=torch.float64) for _ in range(2))
@@ -183,14 +220,23 @@ def _reduce(
         rows = standardise(features)
         own = rows.new_zeros(size, size)
         _add_gram(own, rows.T)
-        return own, aim(labels), standardise(val_features).float() @ rows.T.float()
+        return _LeastSquares(
+            gram=own,
+            targets=aim(labels),
+            val_rows=standardise(val_features).float() @ rows.T.float(),
+            mean=mean,
+            scale=scale,
+            rows=rows,
+        )
     gram, products = mean.new_zeros(dim, dim), mean.new_zeros(dim, len(intercept))
     for part, label in zip(features.split(_ROWS), labels.split(_ROWS), strict=True):
         rows = standardise(part)
         _add_gram(gram, rows)
         products.addmm_(rows.T, aim(label))
     val_rows = torch.cat([standardise(part).float() for part in val_features.split(_ROWS)])
-    return gram, products, val_rows
+    return _LeastSquares(
+        gram=gram, targets=products, val_rows=val_rows, mean=mean, scale=scale, rows=None
+    )
 
 
 def _add_gram(gram: Tensor, rows: Tensor) -> None:

@@ -20,8 +20,8 @@ from harness.engine.job import EngineSettings, ProbeJob, TrialJob, TrialOutcome,
 from harness.engine.layout import name_layout
 from harness.engine.linear import predict_head
 from harness.engine.model import FrozenPart
-from harness.engine.outcome import fail, raise_if_machine_failed, say_in_a_line, succeed
-from harness.engine.probes import knn_probe, ridge_probe
+from harness.engine.outcome import fail, raise_if_machine_failed, succeed
+from harness.engine.probing import HeadStart, Prober
 from harness.engine.setup import Opened, Setup
 from harness.engine.source import Source
 from harness.isolation import seed_all
@@ -44,9 +44,9 @@ class Engine:
     def __init__(self, registry: Registry, settings: EngineSettings) -> None:
         self._registry = registry
         self._manifest = settings.manifest
-        self._home = settings.home
         self._setup = Setup(registry, settings)
         self._num_classes = len(settings.manifest.classes)
+        self._prober = Prober(self._setup, self._num_classes, settings.home)
         self.device = self._setup.device
 
     def run(
@@ -98,39 +98,7 @@ class Engine:
         Raises:
             StorageError, DataError: The machine failed, not the backbone.
         """
-        began = time.perf_counter()
-        config = job.config
-        trial = TrialJob(
-            kind="search",
-            number=0,
-            config=config,
-            weights=job.weights,
-            folder=self._home,
-            sharing=job.sharing,
-            depths=job.depths,
-        )
-        try:
-            with self._setup.tidied():
-                opened = self._setup.open(trial, on_step)
-                if opened.part.head is None or opened.prefix is None:
-                    return ProbeRecord.failed(config.backbone, "its head is not one linear layer")
-                features = Features(opened.images, opened.prefix, self._setup.residency.claim)
-                rows, labels = features.train(0).to(self.device), features.labels("train").to(self.device)
-                val_rows = features.split("val").to(self.device)
-                val_labels = features.labels("val").to(self.device)
-                ridge = ridge_probe(rows, labels, val_rows, val_labels, self._num_classes)
-                nearest = knn_probe(rows, labels, val_rows, val_labels, self._num_classes)
-        except Exception as error:
-            raise_if_machine_failed(error, trial)
-            return ProbeRecord.failed(config.backbone, say_in_a_line(error), time.perf_counter() - began)
-        return ProbeRecord(
-            backbone=config.backbone,
-            ridge_f1=ridge.f1,
-            ridge_accuracy=ridge.accuracy,
-            knn_f1=nearest.f1,
-            knn_accuracy=nearest.accuracy,
-            seconds=time.perf_counter() - began,
-        )
+        return self._prober.probe(job, on_step=on_step)
 
     def _train(
         self, job: TrialJob, on_step: Callable[[], None], on_epoch: Callable[[EpochRecord], bool]
@@ -138,7 +106,9 @@ class Engine:
         """Train what lies behind the cut, alone."""
         began = time.perf_counter()
         config = job.config
+        (start,) = self._prober.find_starts([job], on_step)
         opened = self._setup.open(job, on_step)
+        start.place(opened.model)
         model, part = opened.model.to(self.device), opened.part
         source = Source(opened.images, opened.prefix or opened.images)
         loss = self._loss(config)
@@ -172,6 +142,7 @@ class Engine:
         return self._succeed(
             job,
             opened,
+            start,
             fitted.model,
             predictions,
             curve=fitted.curve,
@@ -194,13 +165,15 @@ class Engine:
         if any(job.config.freeze_depth < 1 for job in jobs):
             return None
         began = time.perf_counter()
+        starts = self._prober.find_starts(jobs, on_step)
         heads = []
         built: tuple[nn.Module, FrozenPart] | None = None
         # The first comes last: what it is built from opens the images for all.
-        for job in reversed(jobs):
+        for job, start in zip(reversed(jobs), reversed(starts), strict=True):
             model, part = built = self._setup.build(job)
             if part.head is None:
                 return None
+            start.place(model)
             layer = model.get_submodule(part.head)
             assert isinstance(layer, nn.Linear)
             bias = None if layer.bias is None else layer.bias.detach().clone()
@@ -231,8 +204,10 @@ class Engine:
         )
         share = (time.perf_counter() - began) / len(jobs)
         return [
-            self._finish_head(job, result, opened, features, share, together=len(jobs), first=number == 0)
-            for number, (job, result) in enumerate(zip(jobs, results, strict=True))
+            self._finish_head(
+                job, result, opened, features, start, share, together=len(jobs), first=number == 0
+            )
+            for number, (job, result, start) in enumerate(zip(jobs, results, starts, strict=True))
         ]
 
     def _finish_head(
@@ -241,6 +216,7 @@ class Engine:
         result: HeadResult,
         opened: Opened,
         features: Features,
+        start: HeadStart,
         total_seconds: float,
         *,
         together: int,
@@ -267,6 +243,7 @@ class Engine:
             return self._succeed(
                 job,
                 opened,
+                start,
                 opened.model,
                 predictions,
                 curve=result.curve,
@@ -291,6 +268,7 @@ class Engine:
         self,
         job: TrialJob,
         opened: Opened,
+        start: HeadStart,
         model: nn.Module,
         predictions: dict[str, Prediction],
         *,
@@ -311,6 +289,7 @@ class Engine:
         themselves are counted once.
         """
         part, prefix = opened.part, opened.prefix
+        counts = [start.counts, *([prefix.counts] if prefix else [])]
         cost = CostRecord(
             seconds=seconds,
             total_seconds=total_seconds,
@@ -324,8 +303,8 @@ class Engine:
             norm_in_parts=norm_in_parts,
             execution=execution,
             cut=part.cut.method,
-            prefix_passes=prefix.counts.passes if prefix and counts_passes else 0,
-            prefix_seconds=prefix.counts.seconds / together if prefix else 0.0,
+            prefix_passes=sum(count.passes for count in counts) if counts_passes else 0,
+            prefix_seconds=sum(count.seconds for count in counts) / together,
             peak_memory=peak_memory(self.device),
         )
         weights = ""
@@ -346,6 +325,7 @@ class Engine:
                 **self._setup.facts(job.config),
                 "images": opened.images.place,
                 "layout": name_layout(opened.images.layout),
+                "head": start.how,
             },
             model=weights,
         )
