@@ -10,11 +10,11 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn import functional
 
-from harness.engine import batched
+from harness.engine import batched, linear
 from harness.engine.batched import HeadJob, fit_heads
 from harness.engine.fit import DivergedError, build_optimizer, warmed_up
-from harness.engine.linear import predict_head
-from harness.engine.updates import cross_entropy, rule_of, smoothing_of
+from harness.engine.linear import predict_heads
+from harness.engine.updates import cross_entropy, place_labels, rule_of, smoothing_of
 from harness.errors import UsageError
 from harness.isolation import seed_all
 from harness.records import TrialConfig
@@ -175,19 +175,42 @@ def test_a_head_has_the_same_bits_in_any_company(make, size):
                 assert_same_bits(result, together[number])
 
 
-@pytest.mark.parametrize("loss", ["cross-entropy", "label-smoothing"])
-@pytest.mark.parametrize("size", [(5, 384, 128), (300, 20, 128)])
-def test_several_threads_do_not_round_by_the_number_of_heads(make, size, loss):
-    # Large enough for torch and BLAS to use them.
-    settings = {"size": size, "loss": loss, "epochs": 1, "batch_size": 128, "optimizer": "adamw"}
+@pytest.fixture(params=[2, 3])
+def several_threads(request):
     before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        together = train([make(number, **settings) for number in range(8)], size)
-        for number in (0, 5):
-            assert_same_bits(train([make(number, **settings)], size)[0], together[number])
-    finally:
-        torch.set_num_threads(before)
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
+# Large enough for torch and BLAS to use several threads.
+@pytest.mark.parametrize("loss", ["cross-entropy", "label-smoothing"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("size", [(5, 384, 128), (300, 20, 128)])
+@pytest.mark.usefixtures("several_threads")
+def test_several_threads_do_not_round_by_the_number_of_heads(make, size, optimizer, loss):
+    settings = {"size": size, "loss": loss, "epochs": 1, "batch_size": 128, "optimizer": optimizer}
+    together = train([make(number, **settings) for number in range(8)], size)
+    for number in (0, 5):
+        assert_same_bits(train([make(number, **settings)], size)[0], together[number])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("num_classes", "dim"), [(3, 200), (300, 20)])
+@pytest.mark.usefixtures("several_threads")
+def test_heads_are_evaluated_to_the_same_bits_in_any_company(num_classes, dim, dtype):
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(linear._EVAL_ROWS + 45, dim, generator=generator)
+    heads = [
+        (torch.randn(num_classes, dim, generator=generator) / dim**0.5, torch.randn(num_classes))
+        for _ in range(9)
+    ]
+    together = predict_heads(heads, features, dtype)
+    for start, end in ((0, 1), (5, 6), (1, 9)):
+        assert all(map(torch.equal, predict_heads(heads[start:end], features, dtype), together[start:end]))
+    weight, bias = heads[4]
+    expected = torch.softmax(features @ weight.t() + bias, dim=1)
+    torch.testing.assert_close(together[4], expected, rtol=1e-4, atol=1e-5 if dtype.itemsize == 4 else 0.02)
 
 
 def train_plainly(job, size):
@@ -326,7 +349,7 @@ def test_the_probabilities_are_those_of_the_head_that_is_left(make):
     job = make(0, ema=0.9)
     before = job.weight.clone()
     result = train([job])[0]
-    probabilities = predict_head(result.head, Features(*SIZES[0]).split("val"))
+    (probabilities,) = predict_heads([result.head], Features(*SIZES[0]).split("val"))
     assert np.array_equal(probabilities.numpy(), result.val[0])
     assert torch.equal(job.weight, before)
     assert result.images == 3 * 40
@@ -365,13 +388,13 @@ def test_stacked_products_agree_with_those_of_one_head(make, settings, monkeypat
 def test_the_closed_gradient_is_autograds(smoothing):
     logits = torch.randn(2, 5, 12, dtype=torch.float32, generator=torch.Generator().manual_seed(0)) * 4
     labels = torch.randint(5, (2, 12), generator=torch.Generator().manual_seed(1))
-    losses, gradients = cross_entropy(logits, labels, smoothing, 9)
+    losses, gradients = cross_entropy(logits, place_labels(labels[:, :9], 5, 12), smoothing, 9)
     for head in range(2):
         leaf = logits[head, :, :9].t().clone().requires_grad_()
         value = functional.cross_entropy(leaf, labels[head, :9], label_smoothing=smoothing)
         value.backward()
         torch.testing.assert_close(losses[head].mean(), value.detach())
-        torch.testing.assert_close(gradients[head], leaf.grad.t())
+        torch.testing.assert_close(gradients[head, :, :9], leaf.grad.t())
 
 
 def test_only_a_plain_mean_cross_entropy_has_a_closed_gradient(registry):
@@ -424,20 +447,19 @@ def test_a_known_optimizers_rule_does_what_the_optimizer_does(build, options, kn
     row = torch.cat([weight.detach().flatten(), bias.detach()])[None]
     moments = torch.zeros(rule.moments, *row.shape).unbind()
     rates = np.array([[0.1], [0.05], [0.02]])
-    sizes = rule.step_sizes(rates, 0)
+    moves, shrinking = rule.factors(rates, np.array([decay]), 0)
     for step in range(3):
         gradient = torch.randn(row.shape, generator=generator)
         weight.grad, bias.grad = gradient[0, :24].view(4, 6).clone(), gradient[0, 24:].clone()
         for group in optimizer.param_groups:
             group["lr"] = float(rates[step, 0])
         optimizer.step()
-        shrinking = decay * rates[step] if rule.kind == "adamw" else np.array([decay])
         rule.update(
             row,
             gradient,
             moments,
-            step_sizes=torch.tensor(sizes[step : step + 1], dtype=torch.float32),
-            decays=torch.tensor(shrinking[None], dtype=torch.float32),
+            moves=torch.tensor(moves[step : step + 1], dtype=torch.float32),
+            shrinking=torch.tensor(shrinking[step : step + 1], dtype=torch.float32),
             decayed=24,
             step=step,
         )

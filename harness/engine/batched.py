@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from harness.data.views import send
-from harness.engine.linear import ALIGN, HeadJob, HeadResult, LinearHead
-from harness.engine.updates import UpdateRule, cross_entropy
+from harness.engine.linear import ALIGN, HeadJob, HeadResult, LinearHead, predict_heads
+from harness.engine.updates import UpdateRule, cross_entropy, place_labels
 from harness.errors import UsageError
 from harness.isolation import kept_random_state
 from harness.records import EpochRecord
@@ -67,7 +67,7 @@ def fit_heads(
         source: Yields the features, each epoch's once.
         num_classes: C.
         device: Where they train.
-        on_step: Called after each step of heads that train together, and after each evaluation.
+        on_step: Called after each step of heads that train together, and after their evaluation.
         on_epoch: Called with a job's position and its record after each epoch, in order of position; true
             ends that head's training.
 
@@ -89,17 +89,17 @@ def fit_heads(
         began = time.perf_counter()
         features, labels = send(source.train(epoch), device), send(source.labels("train"), device)
         share = (time.perf_counter() - began) / len(active)
-        for chunk in _chunks(active, device):
-            with kept_random_state():
+        with kept_random_state():
+            for chunk in _chunks(active, device):
                 _train_epoch(chunk, features, labels, on_step, share)
-        features, labels = send(source.split("val"), device), source.labels("val")
-        for number, head in enumerate(heads):
-            if head not in active or head.error:
-                continue
-            record = head.evaluate(features, labels, num_classes, epoch)
+        features, truth = send(source.split("val"), device), source.labels("val").cpu().numpy()
+        for chunk in _chunks([head for head in active if not head.error], device):
+            _evaluate(chunk, features, truth, epoch)
             on_step()
+        for number, head in enumerate(heads):
             # The last epoch's verdict changes nothing: the trial is complete.
-            if record and on_epoch(number, record) and epoch + 1 < head.config.epochs:
+            pruned = len(head.curve) == epoch + 1 and on_epoch(number, head.curve[-1])
+            if pruned and epoch + 1 < head.config.epochs:
                 head.pruned = True
     return [head.result() for head in heads]
 
@@ -138,17 +138,18 @@ def _train_epoch(
     steps, width = first.steps_per_epoch, -(-batch // ALIGN) * ALIGN
 
     rows = torch.zeros(len(first.rows), slots, first.rows.shape[1], device=device)
-    chosen = torch.zeros(slots, steps, width, dtype=torch.int64)
+    chosen = torch.zeros(steps, slots, width, dtype=torch.int64)
     rates = np.zeros((steps, slots))
     decays = np.zeros(slots)
     for i, head in enumerate(heads):
         rows[:, i] = head.rows
         head.rows = rows[:, i]
-        chosen[i, :, :batch] = head.order
+        chosen[:, i, :batch] = head.order
         rates[:, i] = np.multiply(head.base[0], head.factors)
         decays[i] = head.weight_decay
     chosen = chosen.to(device)
-    targets = labels[chosen]
+    targets = labels[chosen[:, :, :batch]]
+    places = place_labels(targets, len(first.weight), width)
     gradients = torch.zeros_like(rows[0])
     (weights, biases), (weight_gradients, bias_gradients) = first.views(rows[0]), first.views(gradients)
     updates = _updates(rule, rows, gradients, rates, decays, first) if rule else []
@@ -159,27 +160,29 @@ def _train_epoch(
     inputs = gathered.view(slots, width, -1)
     factors, products = weights.to(dtype), weight_gradients.to(dtype)
     logits = features.new_empty(slots, len(first.weight), width)
-    slopes = torch.zeros_like(logits)[:, :, :batch]
+    padded_slopes = torch.zeros_like(logits)
+    slopes = padded_slopes[:, :, :batch]
     forward = _product(factors, inputs.transpose(1, 2), logits, stacked)
     backward = _product(slopes, inputs[:, :batch], products, stacked)
-    losses = torch.zeros(slots, steps, batch, device=device)
+    losses = torch.zeros(steps, slots, batch, device=device)
 
     clip = _clipping(heads, gradients, stacked)
     averaged = [head for head in heads if head.config.ema]
 
-    for step in range(steps):
-        torch.index_select(features, 0, chosen[:, step].reshape(-1), out=gathered)
+    addends = None if biases is None else biases.unsqueeze(2)
+    for step, rows_chosen in enumerate(chosen.flatten(1).unbind()):
+        torch.index_select(features, 0, rows_chosen, out=gathered)
         if factors is not weights:
             factors.copy_(weights)
         forward()
-        if biases is not None:
-            logits += biases.to(dtype).unsqueeze(2)
+        if addends is not None:
+            logits += addends.to(dtype)
         if smoothing is not None:
-            losses[:, step], gradient = cross_entropy(logits, targets[:, step], smoothing, batch)
-            slopes.copy_(gradient)
+            losses[step], gradient = cross_entropy(logits, places[step], smoothing, batch)
+            padded_slopes.copy_(gradient)
         else:
             for head, loss, part, target, slope in zip(
-                heads, losses[:, step], logits[:, :, :batch], targets[:, step, :batch], slopes, strict=False
+                heads, losses[step], logits[:, :, :batch], targets[step], slopes, strict=False
             ):
                 head.apply_loss(part, target, loss, slope)
         backward()
@@ -201,8 +204,18 @@ def _train_epoch(
     # Waits for a GPU, so that its work is in the time.
     losses = losses.cpu()
     seconds = fetching + (time.perf_counter() - started) / len(heads)
-    for head, loss in zip(heads, losses, strict=False):
+    for head, loss in zip(heads, losses.unbind(1), strict=False):
         head.finish_epoch(loss, seconds)
+
+
+def _evaluate(
+    heads: Sequence[LinearHead], features: Tensor, labels: npt.NDArray[np.int64], epoch: int
+) -> None:
+    started = time.perf_counter()
+    probabilities = predict_heads([head.head() for head in heads], features, heads[0].dtype)
+    seconds = (time.perf_counter() - started) / len(heads)
+    for head, own in zip(heads, probabilities, strict=True):
+        head.score(own, labels, epoch, seconds)
 
 
 def _product(left: Tensor, right: Tensor, out: Tensor, stacked: bool) -> Callable[[], object]:
@@ -252,21 +265,27 @@ def _updates(
     first: LinearHead,
 ) -> list[Callable[[int], None]]:
     """Return functions of the epoch's step, each of which updates some of the heads."""
-    device, done = rows.device, first.steps
-    step_sizes = torch.from_numpy(rule.step_sizes(rates, done)).float().unsqueeze(2).to(device)
-    shrinking = rates * decays if rule.kind == "adamw" else np.tile(decays, (len(rates), 1))
-    shrinkage = torch.from_numpy(shrinking).float().unsqueeze(2).to(device)
-    size = rows.shape[1] if _is_stacked(device) else max(1, _BLOCK // rows.shape[2])
+    factors = [
+        torch.from_numpy(factor).float().unsqueeze(2).to(rows.device)
+        for factor in rule.factors(rates, decays, first.steps)
+    ]
+    size = rows.shape[1] if _is_stacked(rows.device) else max(1, _BLOCK // rows.shape[2])
 
-    def update(part: slice, step: int) -> None:
-        rule.update(
-            rows[0, part],
-            gradients[part],
-            rows[1:, part].unbind(),
-            step_sizes=step_sizes[step, part],
-            decays=shrinkage[step, part],
-            decayed=first.weight.numel(),
-            step=done + step,
-        )
+    def update_of(part: slice) -> Callable[[int], None]:
+        (parameters, *moments), own = rows[:, part].unbind(), gradients[part]
+        moves, shrinking = (factor[:, part].unbind() for factor in factors)
 
-    return [partial(update, slice(start, start + size)) for start in range(0, rows.shape[1], size)]
+        def update(step: int) -> None:
+            rule.update(
+                parameters,
+                own,
+                moments,
+                moves=moves[step],
+                shrinking=shrinking[step],
+                decayed=first.weight.numel(),
+                step=first.steps + step,
+            )
+
+        return update
+
+    return [update_of(slice(start, start + size)) for start in range(0, rows.shape[1], size)]

@@ -6,14 +6,14 @@ head's alone.
 
 from __future__ import annotations
 
-import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from harness import metrics
 from harness.engine.device import is_bf16
 from harness.engine.fit import DivergedError, Prediction, build_optimizer, warmed_up
+from harness.engine.randomness import RandomState
 from harness.engine.updates import rule_of, smoothing_of
 from harness.records import EpochRecord, TrialConfig
 from harness.specs import OptimizerSpec, ScheduleSpec
@@ -28,7 +29,7 @@ from harness.specs import OptimizerSpec, ScheduleSpec
 ALIGN = 32
 """Floats. Whatever belongs to a head starts at a multiple of them: BLAS may round otherwise where memory is
 aligned otherwise, and torch where a row ends within a vector of its loops."""
-_EVAL_ROWS = 4096
+_EVAL_ROWS = 512
 
 Head: TypeAlias = tuple[Tensor, Tensor | None]
 """Weight (C, D) and bias (C,), or None for a head without."""
@@ -188,25 +189,28 @@ class LinearHead:
         self.epoch_seconds = seconds
         self.seconds += seconds
 
-    def evaluate(self, features: Tensor, labels: Tensor, num_classes: int, epoch: int) -> EpochRecord | None:
-        """Score an epoch, or note that it cannot be scored."""
+    def score(self, probabilities: Tensor, labels: npt.NDArray[np.int64], epoch: int, seconds: float) -> None:
+        """Note what an epoch's probabilities (N, C) are worth, or that they cannot be scored.
+
+        `seconds` is how long they took to compute.
+        """
         started = time.perf_counter()
-        probabilities = predict_head(self.head(), features, self.dtype).numpy()
-        if not np.isfinite(probabilities.sum()):
+        predicted = probabilities.numpy()
+        if not np.isfinite(predicted.sum()):
             self.error = DivergedError(f"outputs on the val split are not finite, lr {self.config.lr:.3g}")
-            return None
-        self.val = probabilities, labels.cpu().numpy()
-        accuracy, f1 = metrics.point_scores(self.val[1], probabilities.argmax(axis=1), num_classes)
-        record = EpochRecord(
-            epoch=epoch + 1,
-            lr=self.base[0] * self.factors[-1],
-            train_loss=self.train_loss,
-            val_accuracy=accuracy,
-            val_f1=f1,
-            seconds=self.epoch_seconds + time.perf_counter() - started,
+            return
+        self.val = predicted, labels
+        accuracy, f1 = metrics.point_scores(labels, predicted.argmax(axis=1), predicted.shape[1])
+        self.curve.append(
+            EpochRecord(
+                epoch=epoch + 1,
+                lr=self.base[0] * self.factors[-1],
+                train_loss=self.train_loss,
+                val_accuracy=accuracy,
+                val_f1=f1,
+                seconds=self.epoch_seconds + seconds + time.perf_counter() - started,
+            )
         )
-        self.curve.append(record)
-        return record
 
     def result(self) -> HeadResult:
         """Return what there is."""
@@ -228,47 +232,35 @@ def padded(tensor: Tensor | None) -> int:
     return 0 if tensor is None else -(-tensor.numel() // ALIGN) * ALIGN
 
 
-def predict_head(head: Head, features: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Return class probabilities (N, C), float32 on the CPU, for features (N, D) on the head's device.
+def predict_heads(
+    heads: Sequence[Head], features: Tensor, dtype: torch.dtype = torch.float32
+) -> list[Tensor]:
+    """Return each head's class probabilities (N, C), float32 on the CPU, the same bits in any company.
 
-    `dtype` is what the product is computed in: bfloat16 where the training's was.
+    Args:
+        heads: On one device, with as many classes.
+        features: (N, D) on that device.
+        dtype: What the products are computed in: bfloat16 where the training's were.
     """
-    weight, bias = head
-    probabilities = torch.empty(len(features), len(weight))
-    for out, part in zip(probabilities.split(_EVAL_ROWS), features.split(_EVAL_ROWS), strict=True):
-        logits = torch.mm(weight.to(dtype), part.to(dtype).t())
-        if bias is not None:
-            logits += bias.to(dtype)[:, None]
-        # Classes first: over a few numbers that lie side by side torch's softmax is many times slower.
-        out.copy_(torch.softmax(logits.float(), dim=0).t())
+    heads = [(weight.to(dtype), None if bias is None else bias.to(dtype)[:, None]) for weight, bias in heads]
+    num_classes = len(heads[0][0])
+    probabilities = [torch.empty(len(features), num_classes) for _ in heads]
+    width = min(_EVAL_ROWS, -(-len(features) // ALIGN) * ALIGN)
+    # The same memory for all parts, as new pages take longer than what is computed in them. Zeros: what lies
+    # behind the last image goes through the softmax too.
+    logits = features.new_zeros(len(heads), num_classes, width, dtype=dtype)
+    shares = torch.empty_like(logits, dtype=torch.float32)
+    turned = shares.new_empty(len(heads), width, num_classes)
+    for start in range(0, len(features), _EVAL_ROWS):
+        part = features[start : start + _EVAL_ROWS].to(dtype).t()
+        for (weight, bias), out in zip(heads, logits[:, :, : part.shape[1]], strict=True):
+            torch.mm(weight, part, out=out)
+            if bias is not None:
+                out += bias
+        # Classes first: over a few numbers that lie side by side torch's softmax is many times slower. Its
+        # logarithm, as in training: how softmax itself rounds depends on how many heads there are.
+        torch.exp(torch.log_softmax(logits.float(), dim=1, out=shares), out=shares)
+        turned.copy_(shares.transpose(1, 2))
+        for rows, own in zip(probabilities, turned.cpu(), strict=True):
+            rows[start : start + _EVAL_ROWS] = own[: part.shape[1]]
     return probabilities
-
-
-class RandomState:
-    """The global generators as one head sees them: a context in which they go on where it left them.
-
-    It leaves Python's and torch's where it got to: whoever uses it many times restores them once.
-    """
-
-    def __init__(self, seed: int, device: torch.device) -> None:
-        self._device = device
-        self._python = random.Random(seed).getstate()
-        self._torch = torch.Generator().manual_seed(seed).get_state()
-        self._cuda = torch.Generator(device).manual_seed(seed).get_state() if device.type == "cuda" else None
-        self._numpy = np.random.MT19937(0)
-        np.random.RandomState(self._numpy).seed(seed)
-
-    def __enter__(self) -> None:
-        # An exchange of NumPy's generators: to copy their state takes fifty times longer.
-        self._outer = np.random.get_bit_generator()  # type: ignore[attr-defined]
-        np.random.set_bit_generator(self._numpy)  # type: ignore[attr-defined]
-        random.setstate(self._python)
-        torch.set_rng_state(self._torch)
-        if self._cuda is not None:
-            torch.cuda.set_rng_state(self._cuda, self._device)
-
-    def __exit__(self, *_: object) -> None:
-        np.random.set_bit_generator(self._outer)  # type: ignore[attr-defined]
-        self._python, self._torch = random.getstate(), torch.get_rng_state()
-        if self._cuda is not None:
-            self._cuda = torch.cuda.get_rng_state(self._device)

@@ -18,7 +18,7 @@ from harness.engine.features import Features
 from harness.engine.fit import DivergedError, Prediction, fit, predict_split
 from harness.engine.job import EngineSettings, ProbeJob, TrialJob, TrialOutcome, report_as
 from harness.engine.layout import name_layout
-from harness.engine.linear import predict_head
+from harness.engine.linear import predict_heads
 from harness.engine.model import FrozenPart
 from harness.engine.outcome import fail, raise_if_machine_failed, succeed
 from harness.engine.probing import HeadStart, Prober
@@ -232,7 +232,7 @@ class Engine:
             if job.test:
                 dtype = torch.bfloat16 if is_bf16(config.precision, self.device) else torch.float32
                 rows = features.split("test").to(self.device)
-                probabilities = predict_head(result.head, rows, dtype).numpy()
+                probabilities = predict_heads([result.head], rows, dtype)[0].numpy()
                 if not np.isfinite(probabilities).all():
                     raise DivergedError(f"outputs on the test split are not finite, lr {config.lr:.3g}")
                 predictions["test"] = probabilities, features.labels("test").numpy()

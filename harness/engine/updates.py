@@ -27,24 +27,31 @@ def smoothing_of(loss: nn.Module) -> float | None:
     return float(loss.smoothing) if type(loss) is LabelSmoothingCrossEntropy else None
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float, batch: int) -> tuple[Tensor, Tensor]:
+def place_labels(labels: Tensor, num_classes: int, width: int) -> Tensor:
+    """Return where labels (..., S, B) lie in logits (S, C, W) of S heads: int64 (..., S * B), flat."""
+    heads, batch = labels.shape[-2:]
+    columns = torch.arange(batch, device=labels.device)
+    firsts = torch.arange(heads, device=labels.device)[:, None] * num_classes
+    return ((firsts + labels) * width + columns).flatten(-2)
+
+
+def cross_entropy(logits: Tensor, places: Tensor, smoothing: float, batch: int) -> tuple[Tensor, Tensor]:
     """Return the loss of each image and the gradient of each head's mean loss.
 
     Args:
         logits: (S, C, W) of S heads.
-        labels: int64 (S, W).
+        places: int64 (S * B,), from `place_labels`.
         smoothing: Share of a label that is spread over all classes (Szegedy et al., CVPR 2016), in [0, 1].
         batch: B, the columns that count; those after them are padding.
 
     Returns:
-        Losses (S, B), and gradients (S, C, B) at the logits, both float32.
+        Losses (S, B), and gradients (S, C, W) at the logits, both float32.
     """
-    log_shares = torch.log_softmax(logits.float(), dim=1)[:, :, :batch]
-    labels = labels[:, None, :batch]
-    losses = -log_shares.gather(1, labels).squeeze(1)
+    log_shares = torch.log_softmax(logits.float(), dim=1)
+    losses = log_shares.flatten().index_select(0, places).view(len(logits), batch).neg_()
     # Not torch's softmax: under several threads its rounding depends on how many heads there are.
     gradients = log_shares.exp()
-    gradients.scatter_add_(1, labels, gradients.new_full((), smoothing - 1).expand_as(labels))
+    gradients.view(-1).index_add_(0, places, gradients.new_full((), smoothing - 1).expand_as(places))
     if smoothing:
         # Head by head, for the same reason; on a GPU all slots are there at all times.
         means = (
@@ -52,7 +59,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float, batch: int) 
             if log_shares.device.type == "cpu"
             else log_shares.mean(1)
         )
-        losses = (1 - smoothing) * losses - smoothing * means
+        losses = (1 - smoothing) * losses - smoothing * means[:, :batch]
         gradients -= smoothing / logits.shape[1]
     return losses, gradients.div_(batch)
 
@@ -72,16 +79,25 @@ class UpdateRule:
         """Return how many numbers a parameter needs beside itself."""
         return int(self.betas[0] > 0) if self.kind == "sgd" else 2
 
-    def step_sizes(self, rates: npt.NDArray[np.float64], first: int) -> npt.NDArray[np.float64]:
-        """Return the factors (T, S) on the updates of T steps from learning rates (T, S).
+    def factors(
+        self, rates: npt.NDArray[np.float64], decays: npt.NDArray[np.float64], first: int
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Return what T steps multiply by, each (T, S): the moves with their sign, and the parameters.
 
-        `first` is the number of the first of these steps, counted from 0.
+        Args:
+            rates: (T, S).
+            decays: (S,).
+            first: Number of the first of these steps, counted from 0.
         """
+        shrinking = 1 - rates * decays if self.kind == "adamw" else np.tile(decays, (len(rates), 1))
         if self.kind == "sgd":
-            return rates
+            return -rates, shrinking
         step = np.arange(first + 1, first + len(rates) + 1)[:, None]
-        step_sizes: npt.NDArray[np.float64] = rates / (1 - self.betas[0] ** step)
-        return step_sizes
+        # Both corrections of Adam: that of the squares is taken out of the root, and so is on eps too.
+        return -rates * self._root_correction(step) / (1 - self.betas[0] ** step), shrinking
+
+    def _root_correction(self, step: Any) -> Any:
+        return (1 - self.betas[1] ** step) ** 0.5
 
     def update(
         self,
@@ -89,8 +105,8 @@ class UpdateRule:
         gradients: Tensor,
         moments: Sequence[Tensor],
         *,
-        step_sizes: Tensor,
-        decays: Tensor,
+        moves: Tensor,
+        shrinking: Tensor,
         decayed: int,
         step: int,
     ) -> None:
@@ -100,29 +116,29 @@ class UpdateRule:
             parameters: (S, P) of S heads.
             gradients: (S, P).
             moments: Each (S, P), zeros at first.
-            step_sizes: (S, 1), from the method of this name.
-            decays: (S, 1): AdamW multiplies by 1 less them, the others add them times the parameters.
+            moves: (S, 1), from `factors`.
+            shrinking: (S, 1), likewise: AdamW's parameters become so much of themselves, the others'
+                gradients get so much of the parameters.
             decayed: How many of the P parameters, from the first, decay.
             step: Counts from 0.
         """
         if self.kind == "adamw":
-            parameters[:, :decayed].mul_(1 - decays)
+            parameters[:, :decayed].mul_(shrinking)
         else:
-            gradients[:, :decayed].add_(parameters[:, :decayed] * decays)
+            gradients[:, :decayed].addcmul_(parameters[:, :decayed], shrinking)
         beta, beta_of_squares = self.betas
         if self.kind == "sgd":
             update = gradients
             if moments:
                 moments[0].mul_(beta).add_(gradients)
                 update = gradients.add_(moments[0], alpha=beta) if self.nesterov else moments[0]
-            parameters.sub_(update * step_sizes)
+            parameters.addcmul_(update, moves)
             return
         mean, square = moments
         mean.lerp_(gradients, 1 - beta)
         square.mul_(beta_of_squares).addcmul_(gradients, gradients, value=1 - beta_of_squares)
-        correction = float(1 - beta_of_squares ** (step + 1)) ** 0.5
-        root = torch.sqrt(square, out=gradients).div_(correction).add_(self.eps)
-        parameters.sub_(torch.div(mean, root, out=root).mul_(step_sizes))
+        root = torch.sqrt(square, out=gradients).add_(self.eps * self._root_correction(step + 1))
+        parameters.addcmul_(torch.div(mean, root, out=root), moves)
 
 
 def rule_of(optimizer: Optimizer, weight: Tensor, bias: Tensor | None) -> tuple[UpdateRule | None, float]:
