@@ -96,7 +96,8 @@ def fit(
     average = timm.utils.ModelEmaV3(model, decay=config.ema, use_warmup=True) if config.ema else None
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     evaluated = average.module if average else model
-    run, run_evaluated = forward or bind_suffix(model, cut), bind_suffix(evaluated, cut)
+    run_evaluated = bind_suffix(evaluated, cut)
+    run = forward or (bind_suffix(model, cut) if average else run_evaluated)
 
     step = images = 0
     parts = 1

@@ -89,7 +89,7 @@ class Prefix:
         self._store, self._facts, self._sharing = store, facts, sharing
         self._batch_size, self._precision = batch_size, precision
         self._bandwidth, self._on_step = bandwidth, on_step
-        self._run = {training: part.cut.half(training).bind_prefix(model) for training in (True, False)}
+        self._bound: dict[bool, Callable[[Tensor], Sequence[Any]]] = {}
         self._entries: dict[tuple[str, int], Entry | None] = {}
         self._declined: set[str] = set()
         self.counts = PrefixCounts()
@@ -100,7 +100,8 @@ class Prefix:
         entry = self._entry(split, view)
         half = self._part.cut.half(split == "train")
         if entry is None:
-            return half.boundary.pack(self._pass(split, view, rows, self._part, self._run[split == "train"]))
+            run = self._run(training=split == "train")
+            return half.boundary.pack(self._pass(split, view, rows, self._part, run))
         names = [str(number) for number in range(len(half.boundary.rows))]
         return [send(entry.gather(name, list(rows)), self._images.device) for name in names]
 
@@ -110,12 +111,18 @@ class Prefix:
         half = self._part.cut.half(split == "train")
         if entry is not None:
             return [entry.mapped(str(number)) for number in range(len(half.boundary.rows))]
-        run = self._run[split == "train"]
+        run = self._run(training=split == "train")
         size = len(self._images.labels[split])
         parts: list[list[Tensor]] = []
         for start, (packed,) in self._chunks(split, view, [self._part], lambda images: [run(images)]):
             parts.append([tensor[: size - start] for tensor in packed])
         return [torch.cat(tensors) for tensors in zip(*parts, strict=True)]
+
+    def _run(self, *, training: bool) -> Callable[[Tensor], Sequence[Any]]:
+        """Return what runs the prefix; where all is stored it is never asked for."""
+        if training not in self._bound:
+            self._bound[training] = self._part.cut.half(training).bind_prefix(self._model)
+        return self._bound[training]
 
     def _pass(
         self,
@@ -227,7 +234,7 @@ class Prefix:
             numbers, joined = join_prefixes(traced)
             if 0 in numbers:
                 return [parts[number] for number in numbers], joined.bind_prefix(self._model)
-        run = self._run[training]
+        run = self._run(training=training)
         return [self._part], lambda images: [run(images)]
 
     def _chunks(

@@ -14,7 +14,9 @@ import math
 import operator
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from timm.layers import get_notrace_functions, get_notrace_modules
@@ -22,6 +24,8 @@ from torch import Tensor, fx, nn
 
 from harness.engine.boundary import Boundary, CutError
 from harness.engine.layers import watch_effects
+
+_COMPILED: WeakKeyDictionary[fx.Graph, Callable[..., Any]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,12 +45,12 @@ class TracedHalf:
 
     def bind_prefix(self, model: nn.Module) -> Callable[[Tensor], Sequence[Any]]:
         """Return images -> the values that cross the cut, on a model's own parameters."""
-        return self.bind(model, self.prefix_graph)
+        return self._bind(model, self.prefix_graph)
 
     def bind_suffix(self, model: nn.Module) -> Callable[[Sequence[Any], int], Tensor]:
         """Return (values, number of images) -> logits, on a model's own parameters."""
-        module = self.bind(model, self.suffix_graph)
-        return lambda values, images: module(*values)
+        run = self._bind(model, self.suffix_graph)
+        return lambda values, images: run(*values)
 
     def reads(self, model: nn.Module) -> dict[str, Tensor]:
         """Return the tensors that the prefix reads, by name."""
@@ -66,20 +70,34 @@ class TracedHalf:
         leaves = [f"{name}: {model.get_submodule(name)!r}" for name in dict.fromkeys(modules)]
         return "\n".join([self.prefix_graph.python_code("self").src, *leaves])
 
-    def bind(self, model: nn.Module, graph: fx.Graph) -> fx.GraphModule:
+    def _bind(self, model: nn.Module, graph: fx.Graph) -> Callable[..., Any]:
         """Return a graph of this architecture on a model's own parameters."""
         device = next(model.parameters()).device
-        for name, value in self.constants.items():
-            setattr(model, name, value.to(device))
-        try:
-            # The leaves are the model's own, and so are their training flags.
-            bound = fx.GraphModule(model, graph)
-        finally:
-            for name in self.constants:
-                delattr(model, name)
-        # The graph outlives the model.
-        graph.owning_module = None
-        return bound
+        constants = {name: value.to(device) for name, value in self.constants.items()}
+        # The leaves are the model's own, and so are their training flags.
+        return partial(_compile(graph), _Root(model, constants))
+
+
+class _Root:
+    """A model together with the constants of its forward pass, by name; what a graph's code calls `self`."""
+
+    def __init__(self, model: nn.Module, constants: Mapping[str, Tensor]) -> None:
+        self.model = model
+        self.constants = constants
+
+    def __getattr__(self, name: str) -> Any:
+        constants = self.__dict__["constants"]
+        return constants[name] if name in constants else getattr(self.__dict__["model"], name)
+
+
+def _compile(graph: fx.Graph) -> Callable[..., Any]:
+    """Return a graph as a function of what holds its tensors, and its inputs; each is compiled once."""
+    if graph not in _COMPILED:
+        code = graph.python_code("self")
+        names: dict[str, Any] = dict(code.globals)
+        exec(compile(code.src, "<cut>", "exec"), names)
+        _COMPILED[graph] = names["forward"]
+    return _COMPILED[graph]
 
 
 def join_prefixes(halves: Sequence[TracedHalf]) -> tuple[list[int], TracedHalf]:
@@ -121,10 +139,8 @@ def cut_by_tracing(model: nn.Module, images: Tensor, others: Tensor, changing: C
     """
     graph, constants = _trace(model)
     image = next(node for node in graph.nodes if node.op == "placeholder")
-    traced = TracedHalf(
-        prefix_graph=graph, suffix_graph=graph, constants=constants, boundary=Boundary(())
-    ).bind(model, graph)
-    unstable = _run_and_watch(traced, model, images)
+    traced = _Root(model, constants)
+    unstable = _run_and_watch(traced, graph, images)
     tainted, dependent = _colour(traced, graph, image, unstable, changing)
     needed = _needed(graph)
     live = [
@@ -188,10 +204,10 @@ def _trace(model: nn.Module) -> tuple[fx.Graph, dict[str, Tensor]]:
 class _Watcher(fx.Interpreter):
     """Runs a graph node by node and notes which nodes draw random numbers or change a buffer."""
 
-    def __init__(self, traced: fx.GraphModule, model: nn.Module) -> None:
-        super().__init__(traced)
+    def __init__(self, traced: _Root, graph: fx.Graph) -> None:
+        super().__init__(cast(nn.Module, traced), graph=graph)
         self.unstable: set[str] = set()
-        self._effects = watch_effects(model)
+        self._effects = watch_effects(traced.model)
 
     def run_node(self, n: fx.Node) -> Any:
         before = self._effects()
@@ -201,8 +217,8 @@ class _Watcher(fx.Interpreter):
         return value
 
 
-def _run_and_watch(traced: fx.GraphModule, model: nn.Module, images: Tensor) -> set[str]:
-    watcher = _Watcher(traced, model)
+def _run_and_watch(traced: _Root, graph: fx.Graph, images: Tensor) -> set[str]:
+    watcher = _Watcher(traced, graph)
     try:
         with torch.no_grad():
             watcher.run(images.clone())
@@ -212,7 +228,7 @@ def _run_and_watch(traced: fx.GraphModule, model: nn.Module, images: Tensor) -> 
 
 
 def _colour(
-    traced: fx.GraphModule, graph: fx.Graph, image: fx.Node, unstable: set[str], changing: Collection[str]
+    traced: _Root, graph: fx.Graph, image: fx.Node, unstable: set[str], changing: Collection[str]
 ) -> tuple[set[fx.Node], set[fx.Node]]:
     """Return the tainted nodes, and those that the image reaches."""
     tainted: set[fx.Node] = set()
@@ -229,7 +245,7 @@ def _colour(
     return tainted, dependent
 
 
-def _reads_training(traced: fx.GraphModule, node: fx.Node, changing: Collection[str]) -> bool:
+def _reads_training(traced: _Root, node: fx.Node, changing: Collection[str]) -> bool:
     """Tell whether a node reads what a step of training moves, be it run in eval mode."""
     return node.op in ("call_module", "get_attr") and any(
         tensor.requires_grad or name in changing
@@ -237,7 +253,7 @@ def _reads_training(traced: fx.GraphModule, node: fx.Node, changing: Collection[
     )
 
 
-def _tensors_at(model: nn.Module, name: str) -> dict[str, Tensor]:
+def _tensors_at(model: nn.Module | _Root, name: str) -> dict[str, Tensor]:
     """Return the tensors of a module, or the one, of this name."""
     value = operator.attrgetter(name)(model)
     if not isinstance(value, nn.Module):

@@ -154,7 +154,7 @@ def load_proven(
     empty = [
         key
         for key, value in model.state_dict().items()
-        if value.is_floating_point() and not is_head(key) and bool(value.isnan().any())
+        if value.is_floating_point() and not is_head(key) and _holds_nan(value)
     ]
     absent = set(outcome[-1].missing_keys) if outcome else set(empty)
     missing = [key for key in empty if key in absent]
@@ -165,6 +165,11 @@ def load_proven(
         raise _misfit(name, file, f"{len(empty)} entries are NaN in the file: {_some(empty)}")
     if foreign and not takes_part:
         raise _misfit(name, file, f"{len(foreign)} entries of the file have no place in it: {_some(foreign)}")
+
+
+def _holds_nan(value: Tensor) -> bool:
+    # A sum is read in a fraction of the time; infinities may make it NaN as well.
+    return bool(value.sum().isnan()) and bool(value.isnan().any())
 
 
 def _misfit(name: str, file: Path, why: str) -> WeightsError:
