@@ -120,8 +120,7 @@ def search_plain(folder: Path, seed: int, arguments: argparse.Namespace) -> Tria
         plan = plan_freeze(model, depth, blocks=spec.blocks(model), head=spec.head(model), image_size=SIZE)
         apply_freeze(model, plan)
         options = {"size": SIZE, "batch": TRAIN["batch_size"], "epochs": arguments.epochs, "seed": own_seed}
-        _, scores = train_plain(model, plan, folder, lr=lr, optimizer=optimizer, **options)
-        score = scores[-1][1]
+        score = train_plain(model, plan, folder, lr=lr, optimizer=optimizer, **options).scores[-1][1]
         trials.append({"seconds": time.time() - began, "score": score})
         return score
 

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import timm.optim
 import torch
 from PIL import Image
@@ -27,22 +30,14 @@ from harness.engine.freeze import FreezePlan, set_train_mode
 class Photos(Dataset):
     """Files of a split with their labels, decoded whenever one is asked for."""
 
-    def __init__(self, folder: Path, size: int) -> None:
+    def __init__(self, folder: Path, transform: Callable[[Image.Image], Tensor]) -> None:
         self.classes = sorted(path.name for path in folder.iterdir())
         self._files = [
             (file, label)
             for label, name in enumerate(self.classes)
             for file in sorted((folder / name).iterdir())
         ]
-        self._transform = v2.Compose(
-            [
-                v2.Resize(size, antialias=True),
-                v2.CenterCrop(size),
-                v2.ToImage(),
-                v2.ToDtype(torch.float32, scale=True),
-                v2.Normalize([0.5] * 3, [0.5] * 3),
-            ]
-        )
+        self._transform = transform
 
     def __len__(self) -> int:
         return len(self._files)
@@ -51,6 +46,20 @@ class Photos(Dataset):
         file, label = self._files[row]
         with Image.open(file) as image:
             return self._transform(image.convert("RGB")), label
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlainResult:
+    """What a training by the plain loop came to."""
+
+    seconds: list[float]
+    """CPU seconds of each epoch with its validation."""
+    scores: list[tuple[float, float]]
+    """Accuracy and macro-F1 on the validation split after each epoch, in [0, 1]."""
+    step: float
+    """CPU seconds of the quickest step, its images being there."""
+    probabilities: Tensor
+    """(N, classes) on the validation split after the last epoch."""
 
 
 def train_plain(
@@ -64,7 +73,10 @@ def train_plain(
     lr: float,
     seed: int,
     optimizer: str = "adamw",
-) -> tuple[list[float], list[tuple[float, float]]]:
+    fused: bool = False,
+    layout: torch.memory_format = torch.contiguous_format,
+    transform: Callable[[Image.Image], Tensor] | None = None,
+) -> PlainResult:
     """Train a model to which a plan is applied.
 
     Args:
@@ -77,37 +89,62 @@ def train_plain(
         lr: The largest learning rate.
         seed: Of the order of the images.
         optimizer: timm's name of it.
-
-    Returns:
-        Seconds of each epoch with its validation, and accuracy and macro-F1 on the validation split after it,
-        in [0, 1].
+        fused: Whether to take torch's fused kernels for it.
+        layout: Of the model and its images in memory.
+        transform: From an image to (3, size, size); None: short side and centre crop by torchvision.
     """
-    train, val = Photos(folder / "train", size), Photos(folder / "val", size)
+    transform = transform or resize_and_crop(size)
+    train, val = Photos(folder / "train", transform), Photos(folder / "val", transform)
     batch = min(batch, len(train))
+    model.to(memory_format=layout)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     # timm leaves biases and norms out of the weight decay.
-    updater = timm.optim.create_optimizer_v2(model, opt=optimizer, lr=lr, weight_decay=0.05)
+    kernels = {"fused": True} if fused else {}
+    updater = timm.optim.create_optimizer_v2(model, opt=optimizer, lr=lr, weight_decay=0.05, **kernels)
     factor = partial(_warmed_up_cosine, epochs * (len(train) // batch))
     schedule = torch.optim.lr_scheduler.LambdaLR(updater, factor)
-    seconds, scores = [], []
+    seconds, scores, steps = [], [], []
+    # What a loader draws for workers that it does not have must not shift dropout.
+    generator = torch.Generator()
+    torch.manual_seed(seed)
     for epoch in range(epochs):
-        began = time.perf_counter()
-        generator = torch.Generator().manual_seed(seed + epoch)
+        began = time.process_time()
+        order = np.random.default_rng([seed, epoch]).permutation(len(train)).tolist()
         set_train_mode(model, plan)
-        for images, labels in DataLoader(train, batch, shuffle=True, drop_last=True, generator=generator):
+        for images, labels in DataLoader(train, batch, sampler=order, drop_last=True, generator=generator):
+            images = images.contiguous(memory_format=layout)
+            start = time.process_time()
             loss = cross_entropy(model(images), labels)
             updater.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(trainable, 1.0)
             updater.step()
             schedule.step()
+            steps.append(time.process_time() - start)
         model.eval()
         with torch.inference_mode():
-            found = [(model(images).argmax(1), labels) for images, labels in DataLoader(val, batch)]
-        predictions, truth = (torch.cat(part).numpy() for part in zip(*found, strict=True))
-        scores.append(metrics.point_scores(truth, predictions, len(train.classes)))
-        seconds.append(time.perf_counter() - began)
-    return seconds, scores
+            found = [
+                (model(images.contiguous(memory_format=layout)).softmax(1), labels)
+                for images, labels in DataLoader(val, batch, generator=generator)
+            ]
+        probabilities, truth = (torch.cat(part) for part in zip(*found, strict=True))
+        chosen = probabilities.argmax(1).numpy()
+        scores.append(metrics.point_scores(truth.numpy(), chosen, len(train.classes)))
+        seconds.append(time.process_time() - began)
+    return PlainResult(seconds=seconds, scores=scores, step=min(steps), probabilities=probabilities)
+
+
+def resize_and_crop(size: int) -> Callable[[Image.Image], Tensor]:
+    """Return the usual transform of an evaluation."""
+    return v2.Compose(
+        [
+            v2.Resize(size, antialias=True),
+            v2.CenterCrop(size),
+            v2.ToImage(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize([0.5] * 3, [0.5] * 3),
+        ]
+    )
 
 
 def _warmed_up_cosine(steps: int, step: int) -> float:
