@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TypeAlias
 
@@ -53,20 +53,6 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             for buffer, saved in buffers:
                 if not torch.equal(buffer, saved):
                     buffer.copy_(saved)
-
-
-def watch_effects(model: nn.Module) -> Callable[[], tuple[bytes, int]]:
-    """Return what gives another value once random numbers were drawn or a buffer was changed in place."""
-    device = next(model.parameters()).device
-    buffers = list(model.buffers())
-
-    def look() -> tuple[bytes, int]:
-        drawn = torch.get_rng_state().numpy().tobytes()
-        if device.type == "cuda":
-            drawn += torch.cuda.get_rng_state(device).numpy().tobytes()
-        return drawn, sum(buffer._version for buffer in buffers)
-
-    return look
 
 
 def record_calls(model: nn.Module, image_size: int) -> Calls:

@@ -12,13 +12,14 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from harness.engine.boundary import Boundary, CutError
-from harness.engine.layers import watch_effects
+from harness.engine.effects import watch_effects
 
 Answer = Callable[[int, Callable[[], Any]], Any]
 """Gets a stub's number and its original call."""
@@ -127,7 +128,7 @@ def _find_stubs(model: nn.Module, images: Tensor, changing: Collection[str]) -> 
     names = {module: name for name, module in model.named_modules()}
     buffers = dict(model.named_buffers(remove_duplicate=False))
     unsteady = {id(buffers[name]) for name in changing}
-    effects = watch_effects(model)
+    effects = partial(watch_effects(model), list(model.buffers()))
     counts: Counter[str] = Counter()
     found: list[tuple[str, int]] = []
     entered: list[tuple[int, Counter[str], tuple[bytes, int]]] = []

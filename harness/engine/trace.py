@@ -15,7 +15,7 @@ import operator
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -23,7 +23,7 @@ from timm.layers import get_notrace_functions, get_notrace_modules
 from torch import Tensor, fx, nn
 
 from harness.engine.boundary import Boundary, CutError
-from harness.engine.layers import watch_effects
+from harness.engine.effects import run_and_watch
 
 _COMPILED: WeakKeyDictionary[fx.Graph, Callable[..., Any]] = WeakKeyDictionary()
 
@@ -140,7 +140,7 @@ def cut_by_tracing(model: nn.Module, images: Tensor, others: Tensor, changing: C
     graph, constants = _trace(model)
     image = next(node for node in graph.nodes if node.op == "placeholder")
     traced = _Root(model, constants)
-    unstable = _run_and_watch(traced, graph, images)
+    unstable = run_and_watch(traced, graph, model, images)
     tainted, dependent = _colour(traced, graph, image, unstable, changing)
     needed = _needed(graph)
     live = [
@@ -199,32 +199,6 @@ def _trace(model: nn.Module) -> tuple[fx.Graph, dict[str, Tensor]]:
             delattr(model, name)
     tensors = {name: value for name, value in constants.items() if isinstance(value, Tensor)}
     return graph, tensors
-
-
-class _Watcher(fx.Interpreter):
-    """Runs a graph node by node and notes which nodes draw random numbers or change a buffer."""
-
-    def __init__(self, traced: _Root, graph: fx.Graph) -> None:
-        super().__init__(cast(nn.Module, traced), graph=graph)
-        self.unstable: set[str] = set()
-        self._effects = watch_effects(traced.model)
-
-    def run_node(self, n: fx.Node) -> Any:
-        before = self._effects()
-        value = super().run_node(n)
-        if self._effects() != before:
-            self.unstable.add(n.name)
-        return value
-
-
-def _run_and_watch(traced: _Root, graph: fx.Graph, images: Tensor) -> set[str]:
-    watcher = _Watcher(traced, graph)
-    try:
-        with torch.no_grad():
-            watcher.run(images.clone())
-    except Exception as error:
-        raise CutError(f"its graph does not run: {type(error).__name__}: {error}") from error
-    return watcher.unstable
 
 
 def _colour(
