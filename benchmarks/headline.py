@@ -1,16 +1,18 @@
 """Time until the best score of a plain search is reached: Optuna's TPE around a plain loop, against a study.
 
-Both arms search the default study's space, train in the same way, and have one core and the same folder of
-image files. The plain arm is Optuna's TPE around the loop of `plain.py`: no pruning, nothing kept between
-trials. The other is a study with the harness's own settings and empty caches, with a share of the time that
-the plain arm took as its budget; its clock starts with the call and has the scan of the data set, the start
-of the worker and the decoding in it. A trial's score is the macro-F1 on the validation split after its last
-epoch; pruned trials count for nothing.
+Both arms search the default study's space with the same epochs, batches, schedule and weight decay, and have
+one core and the same folder of image files. The plain arm is Optuna's TPE around the loop of `plain.py`: no
+pruning, nothing kept between trials, heads as timm builds them. The other is a study with the harness's own
+settings and empty caches, with a share of the time that the plain arm took as its budget; its clock starts
+with the call and has the scan of the data set, the start of the worker and the decoding in it. Its heads
+start from ridge regression, unless `--head-init timm` asks for what is left of the gain without that. A
+trial's score is the macro-F1 on the validation split after its last epoch; pruned trials count for nothing.
 
 Scores and seconds of each arm lie in `--work` as JSON lines; running it again goes on with the arms that are
 missing. `--work` gets a plot as well: the best score so far against the seconds. Wants an idle machine.
 
 usage: headline.py [--dataset petals] [--dataset DIR] [--seeds 3] [--trials 40] [--epochs 5] [--share 0.5]
+                   [--head-init ridge]
 """
 
 from __future__ import annotations
@@ -53,6 +55,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=40)
     parser.add_argument("--epochs", type=int, default=TRAIN["epochs"])
     parser.add_argument("--share", type=float, default=0.5, help="of plain's time that the study gets")
+    parser.add_argument("--head-init", default="ridge", help="of the study")
     parser.add_argument("--within", type=float, default=0.0, help="of plain's best counts as reached")
     parser.add_argument("--work", type=Path, default=Path("headline"), help="folder of data and measurements")
     arguments = parser.parse_args()
@@ -69,7 +72,8 @@ def main() -> None:
         for seed in range(arguments.seeds):
             plain = measure("plain", folder, seed, arguments, search_plain)
             budget = max(1, round(arguments.share * plain[-1]["seconds"]))
-            ours = measure(f"ours-{arguments.share:g}", folder, seed, arguments, partial(search_ours, budget))
+            arm = f"ours-{arguments.share:g}-{arguments.head_init}"
+            ours = measure(arm, folder, seed, arguments, partial(search_ours, budget))
             found[name].append({"plain": plain, "ours": ours})
     print_table(found, arguments.within)
     plot = arguments.work / f"headline-{arguments.trials}x{arguments.epochs}.svg"
@@ -137,7 +141,7 @@ def search_ours(budget: int, folder: Path, seed: int, arguments: argparse.Namesp
         "dataset": str(folder),
         "budget": budget,
         "seed": seed,
-        "space": SPACE,
+        "space": {**SPACE, "head_init": [arguments.head_init]},
         "train": {**TRAIN, "epochs": arguments.epochs},
         "finalize": {"top": 0},
         "run": {"threads": 1, "device": "cpu"},
