@@ -1,15 +1,13 @@
-"""A study's folder: the frozen study, its lock, and its Optuna index, rebuilt from the records."""
+"""A study's folder: the frozen study, its lock, and the files of its search."""
 
 from __future__ import annotations
 
 import dataclasses
-import sqlite3
-import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import filelock
 
@@ -18,11 +16,7 @@ from harness.config import StudyConfig
 from harness.documents import canonical, digest, from_json, read_document, write_document
 from harness.errors import StorageError
 from harness.records import Metric, ProbeRecord, State, TrialConfig, TrialRecord, read_records
-from harness.search.sampling import build_pruner
 from harness.search.space import Space
-
-if TYPE_CHECKING:
-    import optuna
 
 SCHEMA = "harness.study-record/1"
 PROBES_SCHEMA = "harness.probes/1"
@@ -209,73 +203,6 @@ class StudyFolder:
             found["the data set"] = "its images, labels or splits changed"
         return found
 
-    @contextmanager
-    def database_errors(self) -> Iterator[None]:
-        """Turn what the database raises into an error that a user can act on."""
-        import optuna
-        import sqlalchemy.exc
-
-        try:
-            yield
-        except (
-            sqlalchemy.exc.SQLAlchemyError,
-            sqlite3.Error,
-            optuna.exceptions.StorageInternalError,
-        ) as error:
-            # Optuna's own words hide the reason, such as a full disk.
-            cause: BaseException = error
-            while cause.__cause__ is not None:
-                cause = cause.__cause__
-            raise StorageError(
-                "a study's database cannot be used",
-                where=str(self.path / "study.db"),
-                why=(str(cause).splitlines() or [type(cause).__name__])[0],
-                fixes=["free disk space", "run the same command again: it is rebuilt from the records"],
-            ) from error
-
-    def optuna_study(self, config: StudyConfig, end: int) -> optuna.Study:
-        """Open the Optuna index with the trials below a number; if it is not exactly those, build it anew.
-
-        A round that a killed process left behind goes this way too: it is asked for again, from the same
-        history, so that nothing remains of the first try.
-        """
-        records = [r for r in self.records() if r.kind == "search" and r.number < end]
-        wanted = [*map(self._imported, self.imports), *map(self._recorded, records)]
-        # Damage shows in many ways, and the index holds nothing that the records do not.
-        with suppress(Exception):
-            study, storage = self._open_index(config)
-            if [*map(_essence, study.get_trials(deepcopy=False))] == [*map(_essence, wanted)]:
-                return study
-            # Not everywhere can a file be removed that is open.
-            storage.engine.dispose()
-        for name in ("study.db", "study.db-journal"):
-            (self.path / name).unlink(missing_ok=True)
-        study, _ = self._open_index(config)
-        for trial in wanted:
-            study.add_trial(trial)
-        return study
-
-    def _open_index(self, config: StudyConfig) -> tuple[optuna.Study, optuna.storages.RDBStorage]:
-        import optuna
-
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            storage = optuna.storages.RDBStorage(
-                f"sqlite:///{(self.path / 'study.db').absolute()}",
-                engine_kwargs={"connect_args": {"timeout": 60, "factory": _Index}},
-                # Where another Optuna's tables do not serve, using them says so.
-                skip_compatibility_check=True,
-            )
-            study = optuna.create_study(
-                study_name=self.name,
-                storage=storage,
-                direction="maximize",
-                pruner=build_pruner(config.search, config.train.epochs),
-                load_if_exists=True,
-            )
-        return study, storage
-
     def check_numbers(self, numbers: Collection[int], end: int) -> None:
         """Check that no trial below a number is missing.
 
@@ -294,83 +221,8 @@ class StudyFolder:
                 ],
             )
 
-    def tell(self, study: optuna.Study, trial: optuna.Trial, record: TrialRecord) -> None:
-        """Tell Optuna what a record says.
-
-        A diverged or too large trial is a lesson: it counts as pruned, with the worst value in the next
-        epoch. A crash teaches nothing.
-        """
-        import optuna
-
-        states = optuna.trial.TrialState
-        if record.state == "complete":
-            study.tell(trial, record.curve[-1].value(record.metric))
-        elif _is_lesson(record):
-            if record.state == "failed":
-                trial.report(0.0, step=1 + len(record.curve))
-            study.tell(trial, state=states.PRUNED)
-        else:
-            study.tell(trial, state=states.FAIL)
-
-    def _recorded(self, record: TrialRecord) -> optuna.trial.FrozenTrial:
-        """Return a record as the trial that Optuna would have, had it been told."""
-        import optuna
-
-        states = optuna.trial.TrialState
-        values = [epoch.value(record.metric) for epoch in record.curve]
-        state, value = states.FAIL, None
-        if record.state == "complete":
-            state, value = states.COMPLETE, values[-1]
-        elif _is_lesson(record):
-            state = states.PRUNED
-            values += [0.0] if record.state == "failed" else []
-        params = dict(record.search.params) if record.search else {}
-        distributions = self.space.distributions()
-        return optuna.trial.create_trial(
-            state=state,
-            value=value,
-            params=params,
-            distributions={name: distributions[name] for name in params},
-            intermediate_values=dict(enumerate(values, start=1)),
-            system_attrs=dict(record.search.attributes) if record.search else {},
-        )
-
-    def _imported(self, imported: ImportedTrial) -> optuna.trial.FrozenTrial:
-        import optuna
-
-        params = self.space.params_of(imported.config) or {}
-        is_complete = imported.state == "complete"
-        return optuna.trial.create_trial(
-            state=optuna.trial.TrialState.COMPLETE if is_complete else optuna.trial.TrialState.PRUNED,
-            value=imported.values[-1] if is_complete else None,
-            params=params,
-            distributions=self.space.distributions(),
-            intermediate_values=dict(enumerate(imported.values, start=1)),
-            user_attrs={"imported_from": imported.source},
-        )
-
     def _save(self) -> None:
         write_document(self.path / "study.json", self.document)
-
-
-class _Index(sqlite3.Connection):
-    """A connection whose commits do not wait for the disk.
-
-    They are many. A killed process damages nothing, and what a power cut damages is built anew.
-    """
-
-    def __init__(self, *values: Any, **named: Any) -> None:
-        super().__init__(*values, **named)
-        self.execute("PRAGMA synchronous = OFF")
-
-
-def _essence(trial: optuna.trial.FrozenTrial) -> tuple[object, ...]:
-    """Return what proposals and pruning depend on."""
-    return trial.state, trial.params, trial.intermediate_values
-
-
-def _is_lesson(record: TrialRecord) -> bool:
-    return record.state == "pruned" or record.reason.startswith(("nan:", "oom:"))
 
 
 def _identifying(config: StudyConfig) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from harness.search.budget import Budget
 from harness.search.cost import CostModel
 from harness.search.executors import build_executor
 from harness.search.folder import StudyFolder
+from harness.search.index import Index
 from harness.search.opening import count_opening, plan_opening
 from harness.search.proposals import Proposals, report_again
 from harness.search.result import StudyResult, choose_finalists, rank_trials
@@ -57,6 +58,7 @@ class RunningStudy:
         self._folder = folder
         self._weights = weights
         self._space = folder.space
+        self._index = Index(folder, config)
         self._stop = stop
         self._budget = budget
 
@@ -70,7 +72,7 @@ class RunningStudy:
             NoTrialSucceeded: It came to its end without one complete trial.
             StorageError: The study's files or its database fail.
         """
-        with self._folder.database_errors(), self._stop.polled():
+        with self._index.errors(), self._stop.polled():
             self._executor = build_executor(
                 self._config.run, self._registry, self._manifest, log=self._folder.path / "worker.log"
             )
@@ -154,7 +156,7 @@ class RunningStudy:
         is_over = missing >= end
         # A round that was begun is asked for anew, from the history it began with.
         told = imported + len(self._trials) if is_over else rounds.bounds(missing)[0]
-        self._optuna = self._folder.optuna_study(self._config, told)
+        self._optuna = self._index.open(told)
         if is_over:
             return
         probes = self._probe()
@@ -202,7 +204,7 @@ class RunningStudy:
                 self._trials |= {record.number: record for record in records}
             for number in group:
                 if number in self._trials:
-                    self._folder.tell(self._optuna, trials[number], self._trials[number])
+                    self._index.tell(self._optuna, trials[number], self._trials[number])
 
     def _plan(self) -> CostModel:
         """Set time aside for the finalists that are not tested yet; return what trials have cost."""
