@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from harness.engine import probes
 from harness.engine.probes import knn_probe, ridge_probe
 from harness.errors import UsageError
 
@@ -71,9 +72,54 @@ def test_the_chosen_alpha_has_the_best_macro_f1_and_of_equals_is_the_largest(dim
     assert chosen.parameter == max(alpha for alpha, f1 in each.items() if f1 == chosen.f1)
 
 
-def test_rows_beyond_one_part_change_nothing(monkeypatch):
-    from harness.engine import probes
+def test_the_largest_alpha_without_an_error_is_chosen_and_no_smaller_one_is_tried(monkeypatch):
+    data, tried = draw(spread=0.05), []
+    solve = probes._LeastSquares.solve
+    monkeypatch.setattr(
+        probes._LeastSquares, "solve", lambda self, alpha: tried.append(alpha) or solve(self, alpha)
+    )
+    result = ridge_probe(*data, 4, alphas=[1e-2, 1e5, 1.0, 1e-1])
+    assert result.f1 == 1.0
+    assert tried[0] == 1e5
+    assert tried[-1] == result.parameter > 1e-2
 
+
+@pytest.mark.parametrize("dim", [6, 90])
+def test_scale_and_offset_of_features_change_nothing(dim):
+    x, y, x_val, y_val = draw(dim=dim)
+    scale, offset = torch.logspace(-30, 30, dim), torch.linspace(-5, 5, dim).double()
+    scaled, scaled_val = ((part.double() + offset) * scale for part in (x, x_val))
+    expected = ridge_probe(x, y, x_val, y_val, 4, alphas=[10.0])
+    found = ridge_probe(scaled, y, scaled_val, y_val, 4, alphas=[10.0])
+    np.testing.assert_allclose(found.logits, expected.logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("dim", "size"), [(30, 200), (60, 40)])
+def test_collinear_features_and_many_classes_are_those_of_scikit_learn(dim, size):
+    x, y, x_val, y_val = draw(num_classes=90, dim=dim, size=size)
+    wide, wide_val = (torch.cat([part, part[:, :7], -3 * part], dim=1) for part in (x, x_val))
+    result = ridge_probe(wide, y, wide_val, y_val, 90, alphas=[1.0])
+    decisions = sklearn_decisions(wide, y, wide_val, 1.0)
+    np.testing.assert_allclose(result.logits[:, y.unique()], decisions, rtol=1e-3, atol=1e-4)
+
+
+def test_features_that_barely_differ_are_told_apart():
+    # As float32 keeps them, around a large mean.
+    x, y, x_val, y_val = draw()
+    near, near_val = ((part * 0.01 + 1000).float() for part in (x, x_val))
+    result = ridge_probe(near, y, near_val, y_val, 4, alphas=[10.0])
+    np.testing.assert_allclose(
+        result.logits, sklearn_decisions(near, y, near_val, 10.0), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_features_whose_sum_overflows_are_finite():
+    _, y, x_val, y_val = draw()
+    result = ridge_probe(torch.full((40, 6), 3e38), y, x_val, y_val, 4)
+    assert np.isfinite(result.logits).all()
+
+
+def test_rows_beyond_one_part_change_nothing(monkeypatch):
     data = draw(size=50)
     whole = ridge_probe(*data, 4), knn_probe(*data, 4)
     monkeypatch.setattr(probes, "_ROWS", 7)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from harness.errors import UsageError
 ALPHAS = (1e0, 1e1, 1e2, 1e3, 1e4, 1e5)
 _ROWS = 4096
 """Images that are in float64, or compared with all others, at a time."""
-_BLOCK = 256
+_BLOCK = 128
 """Rows of a Gram matrix that are computed at a time: what lies above the diagonal is left out by blocks."""
 
 
@@ -58,8 +59,10 @@ def ridge_probe(
 
     Features are standardised, targets are 1 for an image's class and -1 for the others, the intercept is
     free: what scikit-learn's `StandardScaler` and `RidgeClassifier` do. All regularisations share one Gram
-    matrix, of the features or of the images, whichever are fewer. It is in float64, for its condition is that
-    of the features squared. A class without training images is never predicted.
+    matrix, of the features or of the images, whichever are fewer (Saunders et al., ICML 1998). It is in
+    float64, for its condition is that of the features squared. The largest regularisation is tried first, and
+    the first that makes no error is the last, for none can be chosen before it. A class without training
+    images is never predicted.
 
     Args:
         features: (N, D) of the training split.
@@ -78,42 +81,41 @@ def ridge_probe(
         raise UsageError(f"alphas must be positive (got {tuple(alphas)!r})")
     _check(features, labels, val_features, val_labels, num_classes)
     counts = torch.bincount(labels, minlength=num_classes).double()
-    present = counts > 0
+    absent = counts == 0
     intercept = 2 * counts / len(labels) - 1
-    problem = _reduce(features, labels, val_features, intercept)
-    best: tuple[float, float, float, Tensor, npt.NDArray[np.float32]] | None = None
+    least_squares = _reduce(features, labels, intercept)
+    val_rows = torch.cat([least_squares.standardise(part) for part in val_features.split(_BLOCK)])
+    best: RidgeResult | None = None
     truth = val_labels.cpu().numpy()
     # Below it, what is added to the Gram matrix is lost in the rounding of its largest eigenvalue.
-    least = float(torch.finfo(torch.float64).eps * problem.gram.trace())
-    for alpha in sorted(alphas):
-        regularised = problem.gram.clone()
-        regularised.diagonal().add_(alpha)
-        factor, failed = torch.linalg.cholesky_ex(regularised)
-        if failed or alpha < least:
-            continue
-        coefficients = torch.cholesky_solve(problem.targets, factor)
-        logits = (problem.val_rows @ coefficients.to(problem.val_rows.dtype) + intercept).float()
-        logits[:, ~present] = logits.min() - 1
+    least = float(torch.finfo(torch.float64).eps * least_squares.gram.trace())
+    for alpha in sorted(alphas, reverse=True):
+        weights = least_squares.solve(alpha) if alpha >= least else None
+        if weights is None:
+            break
+        logits = torch.addmm(intercept.float(), val_rows, weights)
+        logits[:, absent] = logits.min() - 1
         scores = logits.cpu().numpy()
         accuracy, f1 = metrics.point_scores(truth, scores.argmax(axis=1), num_classes)
-        if best is None or f1 >= best[1]:
-            best = accuracy, f1, alpha, coefficients, scores
+        if best is None or f1 > best.f1:
+            weight, bias = least_squares.layer(weights, intercept)
+            best = RidgeResult(
+                accuracy=accuracy,
+                f1=f1,
+                parameter=alpha,
+                logits=scores,
+                weight=weight,
+                bias=bias,
+                seconds=0.0,
+            )
+        if accuracy == 1.0:
+            break
     if best is None:
         raise UsageError(
             f"every alpha is too small for these features (got {tuple(alphas)!r})",
             fixes=[f"use alphas far above {least:.1e}"],
         )
-    accuracy, f1, alpha, coefficients, scores = best
-    weight = problem.weights_of(coefficients)
-    return RidgeResult(
-        accuracy=accuracy,
-        f1=f1,
-        parameter=alpha,
-        logits=scores,
-        weight=weight.T.float().contiguous(),
-        bias=(intercept - problem.mean @ weight).float(),
-        seconds=time.perf_counter() - started,
-    )
+    return dataclasses.replace(best, seconds=time.perf_counter() - started)
 
 
 def knn_probe(
@@ -174,69 +176,79 @@ def _find_nearest(rows: Tensor, features: Tensor, k: int) -> tuple[Tensor, Tenso
     return best, numbers
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class _LeastSquares:
-    """What ridge regression solves; n is the smaller of D and N."""
+    """Ridge regression on standardised features, up to its regularisation; in float64, but for `rows`."""
 
+    mean: Tensor
+    """(D,)."""
+    scale: Tensor
+    """(D,), positive."""
     gram: Tensor
-    """(n, n), of which only the lower triangle counts."""
+    """(n, n), n the smaller of D and N; only the lower triangle counts."""
     targets: Tensor
     """(n, C)."""
-    val_rows: Tensor
-    """(M, n), which predict from the solution."""
-    mean: Tensor
-    """(D,), of the features."""
-    scale: Tensor
-    """(D,), their standard deviations."""
     rows: Tensor | None
-    """(N, D), the standardised features where the unknowns are images; else None."""
+    """Standardised float32 (N, D) where the Gram matrix is that of the images: weights are sums of them."""
 
-    def weights_of(self, solution: Tensor) -> Tensor:
-        """Return the weights (D, C) of the features that a solution (n, C) gives."""
-        weights = solution if self.rows is None else self.rows.T @ solution
-        return weights / self.scale.unsqueeze(1)
+    def standardise(self, part: Tensor) -> Tensor:
+        """Return float32 (M, D) of features."""
+        return part.double().sub_(self.mean).div_(self.scale).float()
+
+    def solve(self, alpha: float) -> Tensor | None:
+        """Return float32 weights (D, C), or None if rounding leaves the Gram matrix no Cholesky factor."""
+        regularised = self.gram.clone()
+        regularised.diagonal().add_(alpha)
+        factor, failed = torch.linalg.cholesky_ex(regularised)
+        if failed:
+            return None
+        # Not `cholesky_solve`, which copies the factor.
+        half = torch.linalg.solve_triangular(factor, self.targets, upper=False)
+        solution = torch.linalg.solve_triangular(factor.mT, half, upper=True)
+        weights: Tensor = solution.float()
+        return weights if self.rows is None else self.rows.T @ weights
+
+    def layer(self, weights: Tensor, intercept: Tensor) -> tuple[Tensor, Tensor]:
+        """Return float32 weight (C, D) and bias (C,) for features that are not standardised."""
+        whole = weights.double() / self.scale.unsqueeze(1)
+        return whole.T.float().contiguous(), (intercept - self.mean @ whole).float()
 
 
-def _reduce(features: Tensor, labels: Tensor, val_features: Tensor, intercept: Tensor) -> _LeastSquares:
-    """Return what least squares solves."""
+def _reduce(features: Tensor, labels: Tensor, intercept: Tensor) -> _LeastSquares:
     size, dim = features.shape
-    eps = torch.finfo(torch.float64).eps
-    mean, variance = (features.new_zeros(dim, dtype=torch.float64) for _ in range(2))
+    mean = features.new_zeros(dim, dtype=torch.float64)
     for part in features.split(_ROWS):
-        mean += part.double().sum(dim=0) / size
-    for part in features.split(_ROWS):
-        variance += (part.double() - mean).square().sum(dim=0) / size
-    # A constant feature says nothing; what rounding leaves of its variance would make noise of it.
-    constant = variance <= size * eps * variance + (size * mean * eps) ** 2
-    scale = variance.sqrt().masked_fill(constant, 1.0)
-
-    def standardise(part: Tensor) -> Tensor:
-        return (part.double() - mean) / scale
+        mean += part.sum(dim=0, dtype=torch.float64) / size
 
     def aim(label: Tensor) -> Tensor:
         return 2.0 * torch.nn.functional.one_hot(label, len(intercept)) - 1 - intercept
 
     if size < dim:
-        rows = standardise(features)
-        own = rows.new_zeros(size, size)
-        _add_gram(own, rows.T)
-        return _LeastSquares(
-            gram=own,
-            targets=aim(labels),
-            val_rows=standardise(val_features).float() @ rows.T.float(),
-            mean=mean,
-            scale=scale,
-            rows=rows,
-        )
+        rows = features.double().sub_(mean)
+        squares = sum((part.square().sum(dim=0) for part in rows.split(_BLOCK)), torch.zeros_like(mean))
+        scale = _scale(mean, squares, size)
+        rows /= scale
+        gram = rows.new_zeros(size, size)
+        _add_gram(gram, rows.T)
+        return _LeastSquares(mean, scale, gram, aim(labels), rows.float())
     gram, products = mean.new_zeros(dim, dim), mean.new_zeros(dim, len(intercept))
     for part, label in zip(features.split(_ROWS), labels.split(_ROWS), strict=True):
-        rows = standardise(part)
+        rows = part.double().sub_(mean)
         _add_gram(gram, rows)
         products.addmm_(rows.T, aim(label))
-    val_rows = torch.cat([standardise(part).float() for part in val_features.split(_ROWS)])
-    return _LeastSquares(
-        gram=gram, targets=products, val_rows=val_rows, mean=mean, scale=scale, rows=None
-    )
+    # What is a multiple of the feature's scale is rounded alike before and after it is divided by it.
+    scale = _scale(mean, gram.diagonal(), size)
+    gram.div_(scale).div_(scale[:, None])
+    return _LeastSquares(mean, scale, gram, products.div_(scale[:, None]), None)
+
+
+def _scale(mean: Tensor, squares: Tensor, size: int) -> Tensor:
+    """Return standard deviations (D,) from sums of squared deviations, 1 for a constant feature."""
+    eps = torch.finfo(torch.float64).eps
+    variance = squares / size
+    # A constant feature says nothing; what rounding leaves of its variance would make noise of it.
+    constant = variance <= size * eps * variance + (size * mean * eps) ** 2
+    return variance.sqrt().masked_fill(constant, 1.0)
 
 
 def _add_gram(gram: Tensor, rows: Tensor) -> None:
@@ -252,7 +264,9 @@ def _check(
     for split, x, y in (("train", features, labels), ("val", val_features, val_labels)):
         if not len(y) or len(x) != len(y):
             raise UsageError(f"the {split} split has {len(x)} features and {len(y)} labels")
-        if not all(part.isfinite().all() for part in x.split(_ROWS)):
+        # A sum takes a small part of the time, and is finite only if all are; large ones may overflow.
+        parts = x.split(_ROWS)
+        if not all(part.sum().isfinite() or part.isfinite().all() for part in parts):
             raise UsageError(f"features of the {split} split are not finite")
         if y.min() < 0 or y.max() >= num_classes:
             raise UsageError(f"labels of the {split} split are not in [0, {num_classes})")
