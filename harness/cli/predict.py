@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from harness import paths
+from harness.cli.studies import RUNS, find_study
 from harness.errors import DataError, UsageError
 
 
@@ -24,9 +25,7 @@ from harness.errors import DataError, UsageError
     help="The images lie in folders named by class: print the scores to standard error.",
 )
 @click.option("--device", default="auto", show_default=True)
-@click.option(
-    "--runs", type=click.Path(path_type=Path, file_okay=False), help="Folder of studies; default ./runs."
-)
+@RUNS
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -89,8 +88,6 @@ def find_finalist(run: str, runs: Path) -> Path:
     """
     if (Path(run) / "card.json").exists():
         return Path(run)
-    from harness.cli.study import find_study
-
     study = find_study(run, runs)
     finals = [record for record in study.records if record.kind == "final" and record.state == "complete"]
     if not finals:

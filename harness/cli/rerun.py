@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from harness import paths
+from harness.cli.studies import AS_JSON, RUNS
 from harness.errors import UsageError
 from harness.text import safe_text
 
@@ -27,10 +28,8 @@ NOT_REPRODUCED = 3
 @click.option("--seed", type=int, help="Only the training with this seed; default: all.")
 @click.option("--data", metavar="NAME|DIR", help="The images, for a bundle of a folder's.")
 @click.option("--weights", type=click.Path(path_type=Path), help="Folder with <backbone>.safetensors.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option(
-    "--runs", type=click.Path(path_type=Path, file_okay=False), help="Folder of studies; default ./runs."
-)
+@AS_JSON
+@RUNS
 @click.pass_context
 def rerun(
     ctx: click.Context,

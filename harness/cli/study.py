@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import sys
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,18 +11,12 @@ import click
 from harness import paths
 from harness.cli.rerun import rerun
 from harness.cli.settings import study_values
-from harness.errors import StorageError, UnknownNameError
+from harness.cli.studies import AS_JSON, RUNS, best, find_study, list_, show, summary
 from harness.text import counted, safe_text
 
 if TYPE_CHECKING:
     from harness.config import StudyConfig
-    from harness.records import Metric, ProbeRecord, TrialRecord
     from harness.search.result import StudyResult
-
-_RUNS = click.option(
-    "--runs", type=click.Path(path_type=Path, file_okay=False), help="Folder of studies; default ./runs."
-)
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 @click.group()
@@ -33,7 +24,8 @@ def command() -> None:
     """Run, resume and inspect studies."""
 
 
-command.add_command(rerun)
+for part in (rerun, list_, show, best):
+    command.add_command(part)
 
 
 @command.command()
@@ -83,8 +75,8 @@ command.add_command(rerun)
 )
 @click.option("--dry-run", is_flag=True, help="Check everything, print the study, train nothing.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress, only the result.")
-@_JSON
-@_RUNS
+@AS_JSON
+@RUNS
 @click.pass_context
 def run(ctx: click.Context, /, file: Path | None, runs: Path | None, **flags: Any) -> None:
     """Run a study, or go on with it: the same command again resumes it.
@@ -118,7 +110,7 @@ def run(ctx: click.Context, /, file: Path | None, runs: Path | None, **flags: An
 
     result = run_study(config, registry=registry, runs=runs, extend=flags["extend"], where=where)
     if flags["as_json"]:
-        click.echo(json.dumps(_summary(result), indent=2))
+        click.echo(json.dumps(summary(result), indent=2))
     else:
         _report(result, config)
     ctx.exit(result.exit_code)
@@ -128,8 +120,8 @@ def run(ctx: click.Context, /, file: Path | None, runs: Path | None, **flags: An
 @click.argument("study")
 @click.option("--finalists", type=int, help="Trials to train again; default: as the study says.")
 @click.option("--seeds", type=int, help="Fresh seeds for each finalist; default: as the study says.")
-@_JSON
-@_RUNS
+@AS_JSON
+@RUNS
 @click.pass_context
 def finalize(
     ctx: click.Context,
@@ -152,196 +144,12 @@ def finalize(
     folder = find_study(study, runs).folder
     result = finalize_study(folder, finalists=finalists, seeds=seeds, registry=registry)
     if as_json:
-        click.echo(json.dumps(_summary(result), indent=2))
+        click.echo(json.dumps(summary(result), indent=2))
     else:
         from harness.leaderboard.render import print_boards
 
         print_boards(result.leaderboard())
     ctx.exit(result.exit_code)
-
-
-@command.command("list")
-@_JSON
-@_RUNS
-def list_(runs: Path | None, as_json: bool) -> None:
-    """List the studies of this folder."""
-    from harness.search.result import load_study
-
-    found = []
-    for folder in _folders(runs):
-        try:
-            found.append(load_study(folder))
-        except StorageError as error:
-            click.echo(f"warning: {safe_text(error.what)}: {safe_text(error.where)}", err=True)
-    if as_json:
-        click.echo(
-            json.dumps(
-                {"schema": "harness.studies/1", "studies": [_summary(study) for study in found]}, indent=2
-            )
-        )
-        return
-    if not found:
-        click.echo(f"no studies under {runs or paths.runs()}; start one with: harness study run", err=True)
-        return
-    rows: list[tuple[str, ...]] = [("study", "data set", "trials", "best", "metric")]
-    for study in found:
-        summary = _summary(study)
-        best = summary["best"]
-        rows.append(
-            (
-                safe_text(study.name),
-                safe_text(summary["dataset"]),
-                f"{sum(summary['outcomes'].values())}/{summary['trials'] or '-'}",
-                f"{100 * best['val'][study.metric]:.1f}" if best else "-",
-                study.metric,
-            )
-        )
-    _print_columns(rows)
-
-
-@command.command()
-@click.argument("study")
-@_JSON
-@_RUNS
-def show(study: str, runs: Path | None, as_json: bool) -> None:
-    """Show the trials of a study."""
-    result = find_study(study, runs)
-    if as_json:
-        click.echo(
-            json.dumps(
-                {
-                    **_summary(result),
-                    "records": [_row(record) for record in result.records],
-                    "probes": [dataclasses.asdict(probe) for probe in result.probes],
-                },
-                indent=2,
-            )
-        )
-        return
-    rows: list[tuple[str, ...]] = [
-        ("trial", "state", result.metric, "backbone", "freeze", "lr", "optimizer", "augment", "loss", "why")
-    ]
-    for record in result.records:
-        config = record.config
-        scores = record.scores.get("test" if record.kind == "final" else "val")
-        rows.append(
-            (
-                f"{record.number}" if record.kind == "search" else f"{record.number} final",
-                record.state,
-                f"{100 * getattr(scores, result.metric):.1f}" if scores else "-",
-                safe_text(config.backbone),
-                f"{config.freeze_depth:g}",
-                f"{config.lr:.1e}",
-                safe_text(config.optimizer),
-                safe_text(config.augmentation),
-                safe_text(config.loss),
-                safe_text(record.reason),
-            )
-        )
-    _print_columns(rows)
-    if result.probes:
-        click.echo("\nfeatures as they are, on val")
-        _print_columns([("backbone", "ridge", "kNN", "why not"), *map(_probe_row, _ranked(result))])
-
-
-@command.command()
-@click.argument("study")
-@_JSON
-@_RUNS
-def best(study: str, runs: Path | None, as_json: bool) -> None:
-    """Show the best trial of a study, as settings to use elsewhere."""
-    result = find_study(study, runs)
-    record = result.best
-    row = _row(record)
-    if as_json:
-        click.echo(json.dumps({"schema": "harness.best/1", **row}, indent=2))
-        return
-    finals = [other for other in result.records if other.kind == "final" and other.number == record.number]
-    click.echo(f"trial {record.number} of {safe_text(result.name)}")
-    for key, value in row["config"].items():
-        click.echo(f"  {key:<13} {safe_text(value)}")
-    for split, scores in row["scores"].items():
-        click.echo(f"  {split:<13} macro-F1 {scores['f1']:.4f}  accuracy {scores['accuracy']:.4f}")
-    for final in finals:
-        if "test" in final.scores:
-            scores = final.scores["test"]
-            points = f"macro-F1 {scores.f1:.4f}  accuracy {scores.accuracy:.4f}"
-            click.echo(f"  {'test':<13} {points}  (seed {final.config.seed})")
-            click.echo(f"  {'weights':<13} {result.folder / final.folder / 'model.safetensors'}")
-
-
-def find_study(name: str, runs: Path | None) -> StudyResult:
-    """Read a study by its name or folder.
-
-    Raises:
-        UnknownNameError: There is none of that name.
-    """
-    from harness.search.result import load_study
-
-    folders = {folder.name: folder for folder in _folders(runs)}
-    if name in folders:
-        return load_study(folders[name])
-    if (Path(name) / "study.json").exists():
-        return load_study(Path(name))
-    raise UnknownNameError(
-        "study", name, folders, where=str(runs or paths.runs()), more="list them: harness study list"
-    )
-
-
-def _folders(runs: Path | None) -> Iterator[Path]:
-    from harness.records import study_folders
-
-    return study_folders(runs or paths.runs())
-
-
-def _ranked(result: StudyResult) -> list[tuple[ProbeRecord, Metric]]:
-    ranked = sorted(result.probes, key=lambda probe: -probe.value(result.metric))
-    return [(probe, result.metric) for probe in ranked]
-
-
-def _probe_row(ranked: tuple[ProbeRecord, Metric]) -> tuple[str, ...]:
-    probe, metric = ranked
-    scores = (probe.ridge(metric), probe.knn(metric))
-    shown = ("-", "-") if probe.reason else tuple(f"{100 * score:.1f}" for score in scores)
-    return (safe_text(probe.backbone), *shown, safe_text(probe.reason))
-
-
-def _row(record: TrialRecord) -> dict[str, Any]:
-    return {
-        "study": record.study,
-        "kind": record.kind,
-        "number": record.number,
-        "state": record.state,
-        "reason": record.reason,
-        "config": dataclasses.asdict(record.config),
-        "scores": {
-            split: {"f1": scores.f1, "accuracy": scores.accuracy, "n": scores.n}
-            for split, scores in record.scores.items()
-        },
-        "cost": dataclasses.asdict(record.cost) if record.cost else None,
-    }
-
-
-def _summary(study: StudyResult) -> dict[str, Any]:
-    from collections import Counter
-
-    from harness.errors import NoTrialSucceeded
-
-    try:
-        top: dict[str, Any] | None = {"number": study.best.number, **_row(study.best)["scores"]}
-    except NoTrialSucceeded:
-        top = None
-    return {
-        "schema": "harness.study-summary/1",
-        "name": study.name,
-        "dataset": study.dataset,
-        "metric": study.metric,
-        "trials": study.trials,
-        "outcomes": dict(Counter(record.state for record in study.records if record.kind == "search")),
-        "finals": sum(record.kind == "final" for record in study.records),
-        "best": top if top is None else {"number": top["number"], "val": top["val"]},
-        "folder": str(study.folder),
-    }
 
 
 def _report(result: StudyResult, config: StudyConfig) -> None:
@@ -368,11 +176,3 @@ def _report(result: StudyResult, config: StudyConfig) -> None:
     failed = [record for record in result.records if record.state == "failed"]
     for record in failed[:3]:
         click.echo(f"failed:   trial {record.number}, {safe_text(record.reason)}", err=True)
-
-
-def _print_columns(rows: Sequence[tuple[str, ...]]) -> None:
-    widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
-    for row in rows:
-        sys.stdout.write(
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() + "\n"
-        )
