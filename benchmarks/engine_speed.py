@@ -3,7 +3,7 @@
 For each model and depth, everything being decoded and stored:
 
 * an epoch with its validation, by the plain loop (`plain.py`) on the same files and by the engine;
-* the set-up of a later trial: all of it but its epochs and the writing of its files;
+* the set-up of a later trial, up to its first step;
 * a training step in forward passes of what trains (S), and how many times as long a step of the plain loop
   takes, as a share of (P + 3S) / 3S, P being a forward pass of what is frozen;
 * whether both loops, which start from one head and see one order of batches, give the same probabilities on
@@ -118,6 +118,8 @@ def measure(name, depth, folder, work, registry, arguments) -> list[str]:
                 "lr": [1e-3],
                 "optimizer": ["adamw"],
                 "augmentation": "none",
+                # From the trial's seed, for both loops.
+                "head_init": "xavier",
             },
             "train": {"epochs": arguments.epochs, "batch_size": arguments.batch, "image_size": SIZE},
         }
@@ -144,6 +146,9 @@ def measure(name, depth, folder, work, registry, arguments) -> list[str]:
         layout=LAYOUT,
         transform=transform,
     )
+    if cut:
+        # Once more: what runs beside this comes and goes.
+        frozen, suffix = np.minimum((frozen, suffix), time_halves(model, part, arguments.batch))
     manifest = load_manifest(str(folder), registry, rules=SplitRules()).without("test")
     settings = EngineSettings(plugins=(), manifest=manifest, device="cpu", threads=1, home=work / "home")
     engine = Engine(registry, settings)
@@ -164,11 +169,12 @@ def measure(name, depth, folder, work, registry, arguments) -> list[str]:
         if outcomes[-1].state != "complete":
             raise SystemExit(f"{name} at {depth}: {outcomes[-1].reason}")
         epochs.append(np.diff(ends).min())
-        set_up.append(ends[0] - began - epochs[-1])
-        # Of the steps of an epoch the first began with it, and the last are its validation's.
-        for start in ends[:-1]:
+        # Before an epoch's first step comes the end of the one before it, or of the set-up.
+        each = sum(ends[0] < end < ends[1] for end in steps)
+        set_up.append(steps[sum(end < ends[0] for end in steps) - each - 1] - began)
+        for start in ends[:-1] if cut else ():
             own = [end for end in steps if end > start][: arguments.images // arguments.batch]
-            seconds.append(np.diff(own).min() if cut else 0.0)
+            seconds.append(np.diff([start, *own]).min())
     first, *later = outcomes
     if any(outcome.cost.prefix_passes for outcome in later):
         raise SystemExit(f"{name} at {depth}: a later trial computed what the first had stored")
@@ -217,7 +223,7 @@ def time_halves(model, part, batch: int) -> tuple[float, float]:
     return seconds
 
 
-def least_seconds(work, times: int = 10) -> float:
+def least_seconds(work, times: int = 5) -> float:
     """Return the CPU seconds of the quickest of some runs."""
     seconds = []
     for _ in range(times):

@@ -169,7 +169,8 @@ def test_other_weights_get_another_copy(weights):
         twin, _ = known.copy_untrained(model, backbone(Plain), trial(), path, DEPTHS, CPU, lambda: None)
         assert torch.equal(twin.first.weight, model.first.weight)
         twins.append(twin)
-    assert len({id(twin) for twin in twins}) == 3
+    first, second, again = twins
+    assert first is again is not second
     # Those of other seeds at random would be no use to the next trial.
     model, _ = build(Plain, None, known=known, init="scratch")
     twin, parts = known.copy_untrained(
@@ -201,3 +202,16 @@ def test_models_lie_in_memory_as_asked_for(weights):
     assert part.digests == build(Plain, checkpoint)[1].digests
     for name, value in plain.state_dict().items():
         assert torch.equal(model.state_dict()[name], value)
+
+
+def test_copies_that_are_large_together_make_room_for_the_one_in_use(weights, monkeypatch):
+    monkeypatch.setattr(models, "_KEPT", 0)
+    known = Models(3)
+    twins = []
+    for seed in (0, 1, 0):
+        path = weights(Plain, seed=seed)
+        model, _ = build(Plain, path, known=known)
+        twins.append(
+            known.copy_untrained(model, backbone(Plain), trial(), path, DEPTHS, CPU, lambda: None)[0]
+        )
+    assert len({id(twin) for twin in twins}) == 3

@@ -10,6 +10,7 @@ from safetensors.torch import load_model
 
 from harness.data.manifest import SplitRules, load_manifest
 from harness.engine.job import EngineSettings, ProbeJob, TrialJob
+from harness.engine.model import Models
 from harness.engine.trial import Engine
 from harness.search.space import resolve_space
 
@@ -102,6 +103,23 @@ def test_the_stored_model_predicts_what_the_record_says(engine, make_job, regist
     assert outcome.scores["test"].n == len(engine.test)
     stored = load_file(job.folder / "predictions.safetensors")
     assert stored["test.probabilities"].shape == (len(engine.test), 3)
+
+
+@pytest.mark.parametrize(("how", "builds"), [("ridge", 1), ("xavier", 1), ("zero", 1), ("timm", 5)])
+def test_trials_of_a_head_alone_build_their_backbone_once(engine, make_job, monkeypatch, how, builds):
+    counted, lay_out = [], Models._lay_out
+    monkeypatch.setattr(Models, "_lay_out", lambda *values: counted.append(values) or lay_out(*values))
+    jobs = [make_job(number, head_init=how, lr=10.0 ** -(1 + number)) for number in range(5)]
+    outcomes = [*run(engine, jobs[:3]), *run(engine, jobs[3:4]), *run(engine, jobs[4:])]
+    assert [outcome.state for outcome in outcomes] == ["complete"] * 5
+    assert len(counted) == builds
+    found = [probabilities(job) for job in jobs]
+    assert not np.array_equal(found[0], found[1])
+    # To the bit, as if each had built its own.
+    for job, expected in zip(jobs, found, strict=True):
+        engine._setup._models._copies.clear()
+        run(engine, [job])
+        assert np.array_equal(probabilities(job), expected)
 
 
 def test_a_head_behind_dropout_trains_as_a_model(engine, make_job):

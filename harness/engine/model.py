@@ -19,6 +19,9 @@ from harness.errors import PluginError
 from harness.records import TrialConfig
 from harness.specs import BackboneSpec
 
+_KEPT = 2**29
+"""Bytes of copies that nobody trains, the one in use aside."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrozenPart:
@@ -47,22 +50,39 @@ class Models:
         self._layout = layout
         self._layouts: dict[tuple[str, int], torch.memory_format] = {}
         self._cuts: dict[tuple[object, ...], tuple[FreezePlan, Cut, Flops | None, str | None]] = {}
-        # By weights and freeze depth: in brief what the prefix reads, and the names of what it computes.
-        self._digests: dict[tuple[object, ...], tuple[dict[str, str], dict[bool, str]]] = {}
-        self._copy: tuple[object, nn.Module, tuple[FrozenPart, ...]] | None = None
+        # By weights and freeze depth: in brief what the prefix reads, and what is known of it.
+        self._parts: dict[tuple[object, ...], tuple[dict[str, str], FrozenPart]] = {}
+        # By weights, the last used last.
+        self._copies: dict[tuple[object, ...], tuple[nn.Module, tuple[FrozenPart, ...]]] = {}
 
     def build(
-        self, backbone: BackboneSpec, config: TrialConfig, weights: Path | None
+        self, backbone: BackboneSpec, config: TrialConfig, weights: Path | None, *, reuse: bool = False
     ) -> tuple[nn.Module, FrozenPart]:
         """Build a backbone with a new head and freeze it; draws from torch's global generator.
+
+        Args:
+            backbone: What builds it.
+            config: The trial.
+            weights: Its checkpoint.
+            reuse: Let the copy that nobody trains serve where a linear head is all that trains: its head is
+                that of an earlier trial, and it is the caller's until the next call.
 
         Raises:
             PluginError: Frozen layers are others than in the trial before it, from the same weights: what
                 was computed for that one would be taken for this one's.
         """
-        model = backbone.build(self._num_classes, weights, config.image_size)
-        self._lay_out(model, config)
-        part = self._part(model, backbone, config, weights, config.freeze_depth)
+        origin = self._origin(config, weights)
+        twin, parts = self._copies.get(origin, (None, ()))
+        _, known = self._parts.get((origin, config.freeze_depth), ({}, None))
+        # A replayed prefix may run layers that train, and so change their statistics.
+        is_pure = all(part.cut.method == "trace" for part in parts)
+        if reuse and twin is not None and known is not None and known.head and is_pure:
+            model, part = twin, known
+            apply_freeze(model, part.plan)
+        else:
+            model = backbone.build(self._num_classes, weights, config.image_size)
+            self._lay_out(model, config)
+            part = self._part(model, backbone, config, weights, config.freeze_depth)
         init_head(model, part.plan.head, config.head_init, seed=config.seed)
         return model, part
 
@@ -78,7 +98,7 @@ class Models:
     ) -> tuple[nn.Module, tuple[FrozenPart, ...]]:
         """Return a copy that nobody trains, on a device, and what some freeze depths make of it.
 
-        The last copy is kept for the next trial of the same weights.
+        Copies are kept for later trials of the same weights, those last used if they are large.
 
         Args:
             model: Built by `build`, and not trained yet.
@@ -91,14 +111,17 @@ class Models:
             on_step: Called after each depth.
         """
         key = self._origin(config, weights)
-        if self._copy is None or self._copy[0] != key:
+        if key not in self._copies:
             twin = copy.deepcopy(model)
             parts = []
             for depth in sorted(set(depths)) if weights else ():
                 parts.append(self._part(twin, backbone, config, weights, depth))
                 on_step()
-            self._copy = key, twin.to(device), tuple(part for part in parts if part.cut.method != "none")
-        return self._copy[1], self._copy[2]
+            self._copies[key] = twin.to(device), tuple(part for part in parts if part.cut.method != "none")
+        self._copies[key] = self._copies.pop(key)
+        while len(self._copies) > 1 and sum(_bytes_of(twin) for twin, _ in self._copies.values()) > _KEPT:
+            del self._copies[next(iter(self._copies))]
+        return self._copies[key]
 
     def _lay_out(self, model: nn.Module, config: TrialConfig) -> None:
         """Lay out a model in memory; each architecture is tried once."""
@@ -136,10 +159,11 @@ class Models:
         # Both modes read much the same.
         reads = {name: value for mode in modes for name, value in cut.half(mode).reads(model).items()}
         values = {name: _brief(value) for name, value in reads.items()}
-        if (origin, depth) not in self._digests:
+        if (origin, depth) not in self._parts:
             digests = {mode: digest_prefix(model, cut, training=mode) for mode in modes}
-            self._digests[origin, depth] = values, digests
-        known, digests = self._digests[origin, depth]
+            part = FrozenPart(plan=plan, cut=cut, flops=flops, head=linear, digests=digests)
+            self._parts[origin, depth] = values, part
+        known, part = self._parts[origin, depth]
         if values != known:
             other = next(name for name in values if values[name] != known.get(name))
             raise PluginError(
@@ -147,11 +171,15 @@ class Models:
                 why="what is frozen has to come from the weights alone, for trials share what it computes",
                 fixes=["let its build load all but the head from the file that it is given"],
             )
-        return FrozenPart(plan=plan, cut=cut, flops=flops, head=linear, digests=digests)
+        return part
 
     def _origin(self, config: TrialConfig, weights: Path | None) -> tuple[object, ...]:
         """Name what the backbone's values come from."""
         return config.backbone, config.image_size, str(weights) if weights else config.seed
+
+
+def _bytes_of(model: nn.Module) -> int:
+    return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
 
 
 def _brief(value: Tensor) -> str:

@@ -20,6 +20,7 @@ from harness.engine.probes import ProbeResult, knn_probe, ridge_probe
 from harness.engine.setup import Setup
 from harness.records import ProbeRecord
 
+_AS_BUILT = "as built: "
 _NOT_LINEAR = "its head is not one linear layer"
 
 
@@ -35,6 +36,11 @@ class HeadStart:
     bias: Tensor | None = None
     counts: PrefixCounts = field(default_factory=PrefixCounts)
     """What was sent through the backbone for it, in this trial."""
+
+    @property
+    def is_built(self) -> bool:
+        """Whether its numbers are those that the building of the backbone draws."""
+        return self.how == "timm" or self.how.startswith(_AS_BUILT)
 
     def place(self, model: nn.Module) -> None:
         """Put it into a model."""
@@ -117,7 +123,7 @@ class Prober:
         if config.head_init != "ridge":
             return HeadStart(how=config.head_init)
         if job.weights is None:
-            return HeadStart(how="as built: its backbone starts from random weights")
+            return HeadStart(how=f"{_AS_BUILT}its backbone starts from random weights")
         key = _origin(job)
         if key not in self._starts:
             bare = dataclasses.replace(config, freeze_depth=1.0, head_init="timm")
@@ -125,7 +131,7 @@ class Prober:
                 self._look(dataclasses.replace(job, config=bare, test=()), counts, on_step)
             except Exception as error:
                 raise_if_machine_failed(error, job)
-                self._starts[key] = HeadStart(how=f"as built: {say_in_a_line(error)}")
+                self._starts[key] = HeadStart(how=f"{_AS_BUILT}{say_in_a_line(error)}")
         return self._starts[key]
 
     def _look(
@@ -135,7 +141,7 @@ class Prober:
         opened = self._setup.open(job, on_step)
         layer = opened.part.head
         if layer is None or opened.prefix is None:
-            self._starts[_origin(job)] = HeadStart(how=f"as built: {_NOT_LINEAR}")
+            self._starts[_origin(job)] = HeadStart(how=f"{_AS_BUILT}{_NOT_LINEAR}")
             return None
         features = Features(opened.images, opened.prefix, self._setup.residency.claim)
         ridge = ridge_probe(*self._data(features), self._num_classes)
@@ -145,7 +151,7 @@ class Prober:
         self._starts[_origin(job)] = (
             HeadStart(how="ridge", layer=layer, weight=ridge.weight, bias=ridge.bias)
             if 0 < norm < math.inf
-            else HeadStart(how="as built: the features say nothing of the classes")
+            else HeadStart(how=f"{_AS_BUILT}the features say nothing of the classes")
         )
         return features, ridge
 

@@ -97,11 +97,11 @@ class Setup:
         """Return what a trial runs on."""
         return environment_facts(self.device, config.precision, deterministic=self._deterministic)
 
-    def build(self, job: TrialJob) -> tuple[nn.Module, FrozenPart]:
-        """Build a trial's model and freeze it."""
+    def build(self, job: TrialJob, *, reuse: bool = False) -> tuple[nn.Module, FrozenPart]:
+        """Build a trial's model and freeze it; `reuse` as in `Models.build`."""
         backbone = self._registry.backbones.get(job.config.backbone).spec
         seed_all(job.config.seed)
-        return self._models.build(backbone, job.config, job.weights)
+        return self._models.build(backbone, job.config, job.weights, reuse=reuse)
 
     def open(
         self,

@@ -6,26 +6,23 @@ import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import safetensors.torch
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from harness.documents import file_sha256
 from harness.engine.batched import HeadJob, HeadResult, fit_heads
 from harness.engine.cut import bind_suffix
-from harness.engine.device import is_bf16, peak_memory
+from harness.engine.device import is_bf16
 from harness.engine.features import Features
-from harness.engine.fit import DivergedError, Prediction, fit, predict_split
+from harness.engine.finished import Finished, conclude
+from harness.engine.fit import DivergedError, fit, predict_split
 from harness.engine.job import EngineSettings, ProbeJob, TrialJob, TrialOutcome, report_as
-from harness.engine.layout import name_layout
 from harness.engine.linear import predict_heads
-from harness.engine.model import FrozenPart
-from harness.engine.outcome import fail, raise_if_machine_failed, succeed
+from harness.engine.outcome import fail, raise_if_machine_failed
 from harness.engine.probing import HeadStart, Prober
 from harness.engine.setup import Opened, Setup
 from harness.engine.source import Source
 from harness.isolation import seed_all
-from harness.records import CostRecord, EpochRecord, ProbeRecord, TrialConfig
+from harness.records import EpochRecord, ProbeRecord, TrialConfig
 from harness.registry import Registry
 from harness.specs import ClassInfo
 
@@ -139,12 +136,10 @@ class Engine:
             predictions["test"] = predict_split(
                 fitted.model, run, source, "test", config, self.device, on_step
             )
-        return self._succeed(
-            job,
-            opened,
-            start,
-            fitted.model,
-            predictions,
+        finished = Finished(
+            model=fitted.model,
+            start=start,
+            predictions=predictions,
             curve=fitted.curve,
             pruned=fitted.pruned,
             seconds=fitted.seconds,
@@ -154,6 +149,7 @@ class Engine:
             execution=execution,
             total_seconds=time.perf_counter() - began,
         )
+        return self._conclude(finished, job, opened)
 
     def _train_heads(
         self,
@@ -166,22 +162,17 @@ class Engine:
             return None
         began = time.perf_counter()
         starts = self._prober.find_starts(jobs, on_step)
-        heads = []
-        built: tuple[nn.Module, FrozenPart] | None = None
-        # The first comes last: what it is built from opens the images for all.
-        for job, start in zip(reversed(jobs), reversed(starts), strict=True):
-            model, part = built = self._setup.build(job)
-            if part.head is None:
-                return None
-            start.place(model)
-            layer = model.get_submodule(part.head)
-            assert isinstance(layer, nn.Linear)
-            bias = None if layer.bias is None else layer.bias.detach().clone()
-            heads.append((layer.weight.detach().clone(), bias))
-            on_step()
-        heads.reverse()
-        opened = self._setup.open(jobs[0], on_step, built)
+        model, part = self._setup.build(jobs[0], reuse=not starts[0].is_built)
+        if part.head is None:
+            return None
+        # What the first is built from opens the images for all.
+        opened = self._setup.open(jobs[0], on_step, (model, part))
+        heads = [_place_head(model, part.head, starts[0])]
         assert opened.prefix is not None
+        for job, start in zip(jobs[1:], starts[1:], strict=True):
+            model, _ = self._setup.build(job, reuse=not start.is_built)
+            heads.append(_place_head(model, part.head, start))
+            on_step()
         features = Features(opened.images, opened.prefix, self._setup.residency.claim)
         head_jobs = [
             HeadJob(
@@ -240,12 +231,10 @@ class Engine:
             values = [value for value in result.head if value is not None]
             for parameter, value in zip(layer.parameters(), values, strict=True):
                 parameter.data.copy_(value)
-            return self._succeed(
-                job,
-                opened,
-                start,
-                opened.model,
-                predictions,
+            finished = Finished(
+                model=opened.model,
+                start=start,
+                predictions=predictions,
                 curve=result.curve,
                 pruned=result.pruned,
                 seconds=result.seconds,
@@ -255,77 +244,32 @@ class Engine:
                 together=together,
                 counts_passes=first,
             )
+            return self._conclude(finished, job, opened)
         except Exception as error:
             facts = self._setup.facts(config)
             return fail(error, job, curve=result.curve, environment=facts)
 
     def _loss(self, config: TrialConfig) -> nn.Module:
-        """Build the loss of a trial."""
+        """Build the loss of a trial; what it draws comes from the trial's seed alone."""
+        seed_all(config.seed)
         classes = ClassInfo(num_classes=self._num_classes, counts=self._manifest.counts()["train"])
         return self._registry.losses.get(config.loss).spec.build(classes)
 
-    def _succeed(
-        self,
-        job: TrialJob,
-        opened: Opened,
-        start: HeadStart,
-        model: nn.Module,
-        predictions: dict[str, Prediction],
-        *,
-        curve: Sequence[EpochRecord],
-        pruned: bool,
-        seconds: float,
-        images: int,
-        micro_batch: int,
-        total_seconds: float,
-        norm_in_parts: bool = False,
-        execution: str = "eager",
-        together: int = 1,
-        counts_passes: bool = True,
-    ) -> TrialOutcome:
-        """Save what a training leaves behind, and score it.
-
-        Of several that trained together each is given its share of the time of the passes; the passes
-        themselves are counted once.
-        """
-        part, prefix = opened.part, opened.prefix
-        counts = [start.counts, *([prefix.counts] if prefix else [])]
-        cost = CostRecord(
-            seconds=seconds,
-            total_seconds=total_seconds,
-            images_per_second=images / seconds,
-            params=sum(parameter.numel() for parameter in opened.model.parameters()),
-            trainable=sum(p.numel() for p in opened.model.parameters() if p.requires_grad),
-            frozen_param_share=part.plan.param_share,
-            flops=part.flops.image if part.flops else None,
-            frozen_flop_share=part.flops.frozen_share if part.flops else None,
-            micro_batch=micro_batch,
-            norm_in_parts=norm_in_parts,
-            execution=execution,
-            cut=part.cut.method,
-            prefix_passes=sum(count.passes for count in counts) if counts_passes else 0,
-            prefix_seconds=sum(count.seconds for count in counts) / together,
-            peak_memory=peak_memory(self.device),
-        )
-        weights = ""
-        if job.kind == "final":
-            job.folder.mkdir(parents=True, exist_ok=True)
-            path = job.folder / "model.safetensors"
-            safetensors.torch.save_model(model, str(path))
-            weights = file_sha256(path)
-        return succeed(
+    def _conclude(self, finished: Finished, job: TrialJob, opened: Opened) -> TrialOutcome:
+        """Save what a training leaves behind, and score it."""
+        return conclude(
+            finished,
             job,
-            predictions,
-            {"val": self._manifest.of("val"), "test": job.test},
-            curve=curve,
-            pruned=pruned,
-            cost=cost,
-            num_classes=self._num_classes,
-            environment={
-                **self._setup.facts(job.config),
-                "images": opened.images.place,
-                "layout": name_layout(opened.images.layout),
-                "head": start.how,
-            },
-            model=weights,
+            opened,
+            manifest=self._manifest,
+            device=self.device,
+            environment=self._setup.facts(job.config),
         )
+
+
+def _place_head(model: nn.Module, name: str, start: HeadStart) -> tuple[Tensor, Tensor | None]:
+    """Put the start of a head into a model; return a copy of its weight and bias."""
+    start.place(model)
+    layer = model.get_submodule(name)
+    assert isinstance(layer, nn.Linear)
+    return layer.weight.detach().clone(), None if layer.bias is None else layer.bias.detach().clone()
