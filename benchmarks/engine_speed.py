@@ -18,6 +18,7 @@ usage: engine_speed.py [--model NAME ...] [--depth D ...] [--images 64] [--batch
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import tempfile
 import time
@@ -153,12 +154,12 @@ def measure(name, depth, folder, work, registry, arguments) -> list[str]:
     settings = EngineSettings(plugins=(), manifest=manifest, device="cpu", threads=1, home=work / "home")
     engine = Engine(registry, settings)
     outcomes, epochs, set_up, seconds = [], [], [], []
-    # The first fills the store, and the second is the first of which nothing is new.
+    # The first fills the store; the second shows that of the backbone only the head is another.
     for number in range(3):
         job = TrialJob(
             kind="search",
             number=number,
-            config=config,
+            config=dataclasses.replace(config, seed=number),
             weights=weights,
             folder=work / f"{name}-{depth}-{number}",
             sharing=10.0,
@@ -178,7 +179,7 @@ def measure(name, depth, folder, work, registry, arguments) -> list[str]:
     first, *later = outcomes
     if any(outcome.cost.prefix_passes for outcome in later):
         raise SystemExit(f"{name} at {depth}: a later trial computed what the first had stored")
-    found = read_predictions(job.folder, outcomes[-1].predictions)["val"].probabilities
+    found = read_predictions(work / f"{name}-{depth}-0", first.predictions)["val"].probabilities
     off = float(np.abs(found - plain.probabilities.numpy()).max())
     step, share = "-", "-"
     if cut:
