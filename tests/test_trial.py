@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -215,3 +216,38 @@ def test_a_trial_says_how_it_ran(registry, engine, make_job, tmp_path, monkeypat
     assert outcome.state == "complete"
     assert "no compiler (injected)" in outcome.cost.execution
     assert np.array_equal(probabilities(job), expected)
+
+
+def test_a_trial_that_reads_all_from_the_store_binds_no_prefix(engine, make_job, monkeypatch):
+    from harness.engine.trace import TracedHalf
+
+    (outcome,) = run(engine, [make_job(0)])
+    assert outcome.cost.prefix_passes > 0
+    monkeypatch.delattr(TracedHalf, "bind_prefix")
+    (outcome,) = run(engine, [make_job(1)])
+    assert (outcome.state, outcome.cost.prefix_passes) == ("complete", 0)
+
+
+def test_later_heads_are_those_of_an_engine_that_has_built_nothing_yet(engine, registry, make_job, tmp_path):
+    jobs = [make_job(number, kind="final") for number in range(4)]
+    outcomes = [run(engine, [job])[0] for job in jobs]
+    settings = EngineSettings(
+        plugins=(), manifest=engine._manifest, device="cpu", threads=1, home=tmp_path / "other"
+    )
+    alone = dataclasses.replace(jobs[3], folder=tmp_path / "alone")
+    (expected,) = run(Engine(registry, settings), [alone])
+    assert outcomes[3].model == expected.model
+    assert outcomes[3].predictions == expected.predictions
+
+
+def test_what_a_loss_draws_comes_from_the_seed_of_its_trial_alone(engine, make_job):
+    class Losses:
+        spec = SimpleNamespace(build=lambda classes: torch.rand(classes.num_classes))
+
+        def get(self, name):
+            return self
+
+    engine._registry = SimpleNamespace(losses=Losses())
+    first, other = (engine._loss(make_job(number).config) for number in (1, 2))
+    assert torch.equal(engine._loss(make_job(1).config), first)
+    assert not torch.equal(first, other)
