@@ -106,19 +106,23 @@ def test_the_stored_model_predicts_what_the_record_says(engine, make_job, regist
     assert stored["test.probabilities"].shape == (len(engine.test), 3)
 
 
-@pytest.mark.parametrize(("how", "builds"), [("ridge", 1), ("xavier", 1), ("zero", 1), ("timm", 5)])
-def test_trials_of_a_head_alone_build_their_backbone_once(engine, make_job, monkeypatch, how, builds):
+@pytest.mark.parametrize(("how", "builds"), [("ridge", 3), ("xavier", 2), ("zero", 2), ("timm", 5)])
+@pytest.mark.parametrize("depth", [0.5, 1.0])
+def test_no_more_is_built_once_two_builds_were_alike(engine, make_job, monkeypatch, how, builds, depth):
     counted, lay_out = [], Models._lay_out
     monkeypatch.setattr(Models, "_lay_out", lambda *values: counted.append(values) or lay_out(*values))
-    jobs = [make_job(number, head_init=how, lr=10.0 ** -(1 + number)) for number in range(5)]
-    outcomes = [*run(engine, jobs[:3]), *run(engine, jobs[3:4]), *run(engine, jobs[4:])]
+    changes = [{"head_init": how, "lr": 10.0 ** -(1 + number), "epochs": 1} for number in range(5)]
+    jobs = [make_job(number, depth=depth, **change) for number, change in enumerate(changes)]
+    groups = [jobs[:3], jobs[3:4], jobs[4:]] if depth == 1 else [[job] for job in jobs]
+    outcomes = [outcome for group in groups for outcome in run(engine, group)]
     assert [outcome.state for outcome in outcomes] == ["complete"] * 5
+    # The look at the features has the first trial's seed.
     assert len(counted) == builds
     found = [probabilities(job) for job in jobs]
     assert not np.array_equal(found[0], found[1])
     # To the bit, as if each had built its own.
     for job, expected in zip(jobs, found, strict=True):
-        engine._setup._models._copies.clear()
+        engine._setup._models._alike.clear()
         run(engine, [job])
         assert np.array_equal(probabilities(job), expected)
 

@@ -37,6 +37,22 @@ class FrozenPart:
     """Names of what the prefix computes, by mode (whether training); none where there is no cut."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Copy:
+    """A model that nobody trains."""
+
+    model: nn.Module
+    parts: tuple[FrozenPart, ...]
+    """What the study's freeze depths make of it."""
+    seed: int
+    """That it was built from."""
+
+    @property
+    def is_untouched(self) -> bool:
+        """Whether it is as it was built: a replayed prefix may run layers that train; they change buffers."""
+        return all(part.cut.method == "trace" for part in self.parts)
+
+
 class Models:
     """Builds the models of one data set's trials; plans and cuts each architecture and freeze depth once.
 
@@ -53,7 +69,9 @@ class Models:
         # By weights and freeze depth: in brief what the prefix reads, and what is known of it.
         self._parts: dict[tuple[object, ...], tuple[dict[str, str], FrozenPart]] = {}
         # By weights, the last used last.
-        self._copies: dict[tuple[object, ...], tuple[nn.Module, tuple[FrozenPart, ...]]] = {}
+        self._copies: dict[tuple[object, ...], _Copy] = {}
+        # By weights: whether builds of two seeds were alike in all but their heads.
+        self._alike: dict[tuple[object, ...], bool] = {}
 
     def build(
         self, backbone: BackboneSpec, config: TrialConfig, weights: Path | None, *, reuse: bool = False
@@ -64,25 +82,28 @@ class Models:
             backbone: What builds it.
             config: The trial.
             weights: Its checkpoint.
-            reuse: Let the copy that nobody trains serve where a linear head is all that trains: its head is
-                that of an earlier trial, and it is the caller's until the next call.
+            reuse: Leave out the build where two of other seeds were alike in all but their heads: its head is
+                then that of an earlier trial. Where a linear head is all that trains, what is returned is the
+                copy that nobody trains, and the caller's until the next call.
 
         Raises:
             PluginError: Frozen layers are others than in the trial before it, from the same weights: what
                 was computed for that one would be taken for this one's.
         """
         origin = self._origin(config, weights)
-        twin, parts = self._copies.get(origin, (None, ()))
-        _, known = self._parts.get((origin, config.freeze_depth), ({}, None))
-        # A replayed prefix may run layers that train, and so change their statistics.
-        is_pure = all(part.cut.method == "trace" for part in parts)
-        if reuse and twin is not None and known is not None and known.head and is_pure:
-            model, part = twin, known
+        twin = self._copies.get(origin)
+        if reuse and twin is not None and twin.is_untouched and self._alike.get(origin):
+            _, part = self._parts.get((origin, config.freeze_depth), ({}, None))
+            model = twin.model if part is not None and part.head else copy.deepcopy(twin.model)
+            if part is None:
+                part = self._part(model, backbone, config, weights, config.freeze_depth)
             apply_freeze(model, part.plan)
         else:
             model = backbone.build(self._num_classes, weights, config.image_size)
             self._lay_out(model, config)
             part = self._part(model, backbone, config, weights, config.freeze_depth)
+            if weights and twin is not None and twin.seed != config.seed and origin not in self._alike:
+                self._alike[origin] = _are_alike(model, twin.model, part.plan.head)
         init_head(model, part.plan.head, config.head_init, seed=config.seed)
         return model, part
 
@@ -117,11 +138,12 @@ class Models:
             for depth in sorted(set(depths)) if weights else ():
                 parts.append(self._part(twin, backbone, config, weights, depth))
                 on_step()
-            self._copies[key] = twin.to(device), tuple(part for part in parts if part.cut.method != "none")
-        self._copies[key] = self._copies.pop(key)
-        while len(self._copies) > 1 and sum(_bytes_of(twin) for twin, _ in self._copies.values()) > _KEPT:
+            cut = tuple(part for part in parts if part.cut.method != "none")
+            self._copies[key] = _Copy(model=twin.to(device), parts=cut, seed=config.seed)
+        found = self._copies[key] = self._copies.pop(key)
+        while len(self._copies) > 1 and sum(_bytes_of(kept.model) for kept in self._copies.values()) > _KEPT:
             del self._copies[next(iter(self._copies))]
-        return self._copies[key]
+        return found.model, found.parts
 
     def _lay_out(self, model: nn.Module, config: TrialConfig) -> None:
         """Lay out a model in memory; each architecture is tried once."""
@@ -176,6 +198,17 @@ class Models:
     def _origin(self, config: TrialConfig, weights: Path | None) -> tuple[object, ...]:
         """Name what the backbone's values come from."""
         return config.backbone, config.image_size, str(weights) if weights else config.seed
+
+
+def _are_alike(one: nn.Module, other: nn.Module, head: Sequence[str]) -> bool:
+    """Say whether two models hold the same in all but their heads."""
+    first, second = (dict([*model.named_parameters(), *model.named_buffers()]) for model in (one, other))
+    apart = tuple(f"{name}." for name in head)
+    return first.keys() == second.keys() and all(
+        torch.equal(value, second[name].to(value.device))
+        for name, value in first.items()
+        if not name.startswith(apart)
+    )
 
 
 def _bytes_of(model: nn.Module) -> int:

@@ -138,7 +138,7 @@ class Prober:
         self, job: TrialJob, counts: PrefixCounts, on_step: Callable[[], None]
     ) -> tuple[Features, ProbeResult] | None:
         """Fit ridge regression to the features of a backbone; None where its head is not one linear layer."""
-        opened = self._setup.open(job, on_step)
+        opened = self._setup.open(job, self._setup.build(job), on_step)
         layer = opened.part.head
         if layer is None or opened.prefix is None:
             self._starts[_origin(job)] = HeadStart(how=f"{_AS_BUILT}{_NOT_LINEAR}")

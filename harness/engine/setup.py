@@ -104,16 +104,13 @@ class Setup:
         return self._models.build(backbone, job.config, job.weights, reuse=reuse)
 
     def open(
-        self,
-        job: TrialJob,
-        on_step: Callable[[], None],
-        built: tuple[nn.Module, FrozenPart] | None = None,
+        self, job: TrialJob, built: tuple[nn.Module, FrozenPart], on_step: Callable[[], None]
     ) -> Opened:
-        """Set up a trial: its model, if that is not built yet, and what it reads its images from."""
+        """Set up what a trial whose model is built reads its images from."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         backbone = self._registry.backbones.get(job.config.backbone).spec
-        model, part = built or self.build(job)
+        model, part = built
         inputs = input_of(backbone, job.config)
         images = self._images(job.config, job.test, inputs, layout_of(model), on_step)
         prefix = self._prefix(model, part, job, images, on_step)

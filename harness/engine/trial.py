@@ -104,7 +104,7 @@ class Engine:
         began = time.perf_counter()
         config = job.config
         (start,) = self._prober.find_starts([job], on_step)
-        opened = self._setup.open(job, on_step)
+        opened = self._setup.open(job, self._setup.build(job, reuse=not start.is_built), on_step)
         start.place(opened.model)
         model, part = opened.model.to(self.device), opened.part
         source = Source(opened.images, opened.prefix or opened.images)
@@ -166,7 +166,7 @@ class Engine:
         if part.head is None:
             return None
         # What the first is built from opens the images for all.
-        opened = self._setup.open(jobs[0], on_step, (model, part))
+        opened = self._setup.open(jobs[0], (model, part), on_step)
         heads = [_place_head(model, part.head, starts[0])]
         assert opened.prefix is not None
         for job, start in zip(jobs[1:], starts[1:], strict=True):
