@@ -142,6 +142,14 @@ def other_weights(classes, weights, size):
     return TinyNet(classes)
 
 
+def bound(classes, weights, size):
+    """Build a network whose copies call the original."""
+    model = TinyNet(classes)
+    forward = model.forward
+    model.forward = lambda images: forward(images)
+    return model
+
+
 class NaiveCrossEntropy(nn.Module):
     def forward(self, logits, labels):
         return -torch.log(logits.softmax(1).gather(1, labels[:, None])).mean()
@@ -208,6 +216,7 @@ FAULTS = {
         (backbone(lambda c, w: TinyNet(c)), "gives-logits", "net: TypeError"),
         (backbone(lambda c, w, s: Noisy(c)), "repeats-itself-in-eval", "net: in eval mode two passes"),
         (backbone(other_weights), "initialises-from-the-seed", "net: with one seed, two builds"),
+        (backbone(bound), "is-copied-whole", "net: a deep copy of it computes with the parameters of the"),
         (backbone(lambda c, w, s: Leaky(c)), "freezes-down-to-its-head", "['stem.weight'] gets a grad"),
         (backbone(blocks=lambda m: [["stem.weight"]]), "has-blocks", "leave out the parameter"),
         (backbone(blocks=lambda m: 2 * [["stem.weight"]]), "has-blocks", "'stem.weight' wrongly"),

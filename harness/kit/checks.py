@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -63,6 +64,17 @@ def _initialises_from_the_seed(spec: BackboneSpec) -> None:
         states.append(_model(spec, 2).state_dict())
     differing = [name for name, value in states[0].items() if not torch.equal(value, states[1][name])]
     require(not differing, f"with one seed, two builds differ in {differing[:1]}")
+
+
+def _is_copied_whole(spec: BackboneSpec) -> None:
+    model, images = _model(spec, 2).eval(), _images(spec, 2)
+    twin = copy.deepcopy(model)
+    with torch.inference_mode():
+        expected = _logits(spec, model, images, 2)
+        for parameter in model.parameters():
+            parameter.zero_()
+        found = _logits(spec, twin, images, 2)
+    require(torch.equal(expected, found), "a deep copy of it computes with the parameters of the original")
 
 
 def _plan(spec: BackboneSpec, model: nn.Module, depth: float) -> FreezePlan:
@@ -243,6 +255,7 @@ CHECKS: dict[str, dict[str, Callable[[Any], None]]] = {
         "gives-logits": _gives_logits,
         "repeats-itself-in-eval": _repeats_itself_in_eval,
         "initialises-from-the-seed": _initialises_from_the_seed,
+        "is-copied-whole": _is_copied_whole,
         "has-blocks": _has_blocks,
         "freezes-down-to-its-head": _freezes_down_to_its_head,
         "takes-its-weights": _takes_its_weights,
