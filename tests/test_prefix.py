@@ -52,7 +52,8 @@ def test_stored_or_not_cut_or_not_a_trial_predicts_the_same_bits(
             monkeypatch.setattr("harness.engine.model.cut_model", lambda *_: NO_CUT)
         config = asked(
             name=way,
-            space={"freeze_depth": [depth], "augmentation": policy},
+            # Where nothing is cut there are no features for a head to start from.
+            space={"freeze_depth": [depth], "augmentation": policy, "head_init": "timm"},
             train={"ema": ema},
             run={"cache_gb": cache},
         )
@@ -69,6 +70,16 @@ def test_stored_or_not_cut_or_not_a_trial_predicts_the_same_bits(
         assert all(np.allclose(a, b, atol=1e-4) for a, b in zip(expected, found, strict=True)), way
     pairs = zip(predictions(ways["stored"]), predictions(ways["computed"]), strict=True)
     assert all(np.array_equal(a, b) for a, b in pairs)
+
+
+def test_heads_start_alike_whether_features_are_stored_or_not(asked, registry, tmp_path):
+    found = []
+    for cache in (None, 0.0):
+        config = asked(name=f"cache-{cache}", space={"freeze_depth": [0.5]}, run={"cache_gb": cache})
+        result = run_study(config, registry=registry, runs=tmp_path)
+        assert {record.environment["head"] for record in result.records} == {"ridge"}
+        found.append(predictions(result))
+    assert all(np.array_equal(a, b) for a, b in zip(*found, strict=True))
 
 
 def test_one_pass_of_a_backbone_serves_all_depths_and_a_second_study(asked, registry, tmp_path):

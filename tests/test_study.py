@@ -185,7 +185,7 @@ def test_a_study_killed_between_two_steps_resumes_to_the_same_table(
     import optuna
 
     from harness.search import training
-    from harness.search.folder import StudyFolder
+    from harness.search.index import Index
 
     # Nine epochs are the fewest in which halving has a rung.
     study = tiny(trials=4, train={"epochs": 9}, search={"pruner": pruner}, finalize={"top": 0})
@@ -205,7 +205,7 @@ def test_a_study_killed_between_two_steps_resumes_to_the_same_table(
         owner, name, at = {
             "ask": (optuna.Study, "ask", 2),
             "suggest": (optuna.Trial, "suggest_float", 5),
-            "tell": (StudyFolder, "tell", 2),
+            "tell": (Index, "tell", 2),
             "record": (training, "write_record", 2),
         }[where]
         patch.setattr(owner, name, dying(getattr(owner, name), at))
@@ -482,12 +482,12 @@ def test_a_finalist_that_failed_once_leaves_no_error_when_it_is_trained_again(
         raise RuntimeError("once")
 
     with monkeypatch.context() as patch:
-        succeed = Engine._succeed
+        conclude = Engine._conclude
 
-        def fail_finals(engine, job, *values, **named):
-            return (fail if job.kind == "final" else succeed)(engine, job, *values, **named)
+        def fail_finals(engine, finished, job, *values, **named):
+            return (fail if job.kind == "final" else conclude)(engine, finished, job, *values, **named)
 
-        patch.setattr(Engine, "_succeed", fail_finals)
+        patch.setattr(Engine, "_conclude", fail_finals)
         failed = run_study(study, registry=registry, runs=tmp_path)
     assert list(failed.folder.glob("finals/*/error.txt"))
     again = run_study(study, registry=registry, runs=tmp_path)
