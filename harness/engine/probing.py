@@ -86,8 +86,8 @@ class Prober:
                 found = self._look(trial, PrefixCounts(), on_step)
                 if found is None:
                     return ProbeRecord.failed(job.config.backbone, _NOT_LINEAR)
-                features, ridge = found
-                nearest = knn_probe(*self._data(features), self._num_classes)
+                data, ridge = found
+                nearest = knn_probe(*data, self._num_classes)
         except Exception as error:
             raise_if_machine_failed(error, trial)
             seconds = time.perf_counter() - began
@@ -136,15 +136,19 @@ class Prober:
 
     def _look(
         self, job: TrialJob, counts: PrefixCounts, on_step: Callable[[], None]
-    ) -> tuple[Features, ProbeResult] | None:
-        """Fit ridge regression to the features of a backbone; None where its head is not one linear layer."""
+    ) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], ProbeResult] | None:
+        """Fit ridge regression to the features of a backbone; return what it saw, and what came out.
+
+        None where the backbone's head is not one linear layer.
+        """
         opened = self._setup.open(job, self._setup.build(job), on_step)
         layer = opened.part.head
         if layer is None or opened.prefix is None:
             self._starts[_origin(job)] = HeadStart(how=f"{_AS_BUILT}{_NOT_LINEAR}")
             return None
         features = Features(opened.images, opened.prefix, self._setup.residency.claim)
-        ridge = ridge_probe(*self._data(features), self._num_classes)
+        data = self._data(features)
+        ridge = ridge_probe(*data, self._num_classes)
         counts.passes += opened.prefix.counts.passes
         counts.seconds += opened.prefix.counts.seconds
         norm = float(ridge.weight.norm())
@@ -153,7 +157,7 @@ class Prober:
             if 0 < norm < math.inf
             else HeadStart(how=f"{_AS_BUILT}the features say nothing of the classes")
         )
-        return features, ridge
+        return data, ridge
 
     def _data(self, features: Features) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return what a probe learns from and is scored on, on the device."""
