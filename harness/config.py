@@ -139,7 +139,7 @@ class TrainConfig(_Model):
 class SearchConfig(_Model):
     """How the space is searched."""
 
-    sampler: Literal["tpe", "random", "gp", "grid"] = "tpe"
+    sampler: Literal["gp", "tpe", "random", "grid"] = "gp"
     pruner: Literal["none", "median", "hyperband", "halving"] = "halving"
     """`halving`: of the trials of a freeze depth a third goes on after 3, 9, 27 epochs, where twice as many
     are still to come."""

@@ -25,7 +25,6 @@ RUNS = click.option(
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
-
 @click.command("list")
 @AS_JSON
 @RUNS

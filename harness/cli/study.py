@@ -44,7 +44,7 @@ for part in (rerun, list_, show, best):
 @click.option("--batch-size", type=int)
 @click.option("--image-size", type=int, help="Pixels; default: each backbone's own.")
 @click.option("--metric", help="f1 (macro) or accuracy, on the validation split.")
-@click.option("--sampler", help="tpe, random, gp or grid.")
+@click.option("--sampler", help="gp, tpe, random or grid.")
 @click.option("--pruner", help="median, hyperband, halving or none.")
 @click.option("--finalists", type=int, help="Trials that are trained again and scored on the test split.")
 @click.option("--seeds", type=int, help="Fresh seeds for each finalist.")

@@ -103,9 +103,7 @@ class Setup:
         seed_all(job.config.seed)
         return self._models.build(backbone, job.config, job.weights, reuse=reuse)
 
-    def open(
-        self, job: TrialJob, built: tuple[nn.Module, FrozenPart], on_step: Callable[[], None]
-    ) -> Opened:
+    def open(self, job: TrialJob, built: tuple[nn.Module, FrozenPart], on_step: Callable[[], None]) -> Opened:
         """Set up what a trial whose model is built reads its images from."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)

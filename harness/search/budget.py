@@ -17,8 +17,8 @@ SLACK = 0.02
 """Share of the budget that a training may run over before it is ended at the next epoch."""
 
 THRIFT = 0.25
-"""Power of the cost that counts at first. What TPE expects of its candidates differs tenfold at most, and
-their cost fiftyfold: in full, cost would leave all that trains more than a head for the last minutes."""
+"""Power of the cost that counts at first. Costs differ fiftyfold: in full they would leave what trains more
+than a head for the last minutes."""
 
 
 class Budget:

@@ -1,4 +1,4 @@
-"""Successive halving that compares like with like."""
+"""Successive halving that compares like with like, and Hyperband that proposes the same when resumed."""
 
 from __future__ import annotations
 
@@ -35,6 +35,23 @@ class PeerHalvingPruner(optuna.pruners.SuccessiveHalvingPruner):
         if trial.last_step is None or trial.last_step > self._last_rung:
             return False
         return super().prune(cast(optuna.Study, _Peers(study, trial)), trial)
+
+
+class PreparedHyperbandPruner(optuna.pruners.HyperbandPruner):
+    """Hyperband (Li et al., JMLR 2018) that has its brackets from the start.
+
+    Optuna's gets them with its first verdict. Until then samplers see the trials of all brackets, and from
+    then on those of a trial's own: a study that is resumed would propose otherwise than one that was not.
+
+    Args:
+        epochs: Of a whole training.
+        reduction_factor: Of its peers, one trial in so many goes on beyond a rung.
+    """
+
+    def __init__(self, *, epochs: int, reduction_factor: int) -> None:
+        super().__init__(min_resource=1, max_resource=epochs, reduction_factor=reduction_factor)
+        # The study has a say only where nobody knows how long a training is.
+        self._try_initialization(cast(optuna.Study, None))
 
 
 class _Peers:

@@ -25,6 +25,7 @@ class Proposals:
         space: What is searched.
         start: Number of the first trial that is not imported.
         points: What the first trials are to be, whole points or parts of them.
+        known: Parameters and scores that are no trials.
     """
 
     def __init__(
@@ -35,12 +36,14 @@ class Proposals:
         *,
         start: int,
         points: Sequence[Mapping[str, Value]],
+        known: Sequence[tuple[Mapping[str, Value], float]],
     ) -> None:
         self._study = study
         self._config = config
         self._space = space
         self._start = start
         self._points = points
+        self._known = known
 
     def ask(
         self, number: int, record: TrialRecord | None, costs: CostModel, *, affordable: float, thrift: float
@@ -70,7 +73,9 @@ class Proposals:
 
         # A sampler of its own for each trial: what it proposes depends on the history and the seed alone.
         seed = derive_seed(self._config.seed, "proposal", number)
-        self._study.sampler = build_sampler(self._config.search, seed, cost=cost, exponent=thrift)
+        self._study.sampler = build_sampler(
+            self._config.search, seed, cost=cost, exponent=thrift, known=self._known
+        )
         trial = self._study.ask()
         # At once: what is suggested comes from the sampler that the study has now.
         point = self._space.suggest(trial)

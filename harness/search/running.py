@@ -26,7 +26,7 @@ from harness.search.cost import CostModel
 from harness.search.executors import build_executor
 from harness.search.folder import StudyFolder
 from harness.search.index import Index
-from harness.search.opening import count_opening, plan_opening
+from harness.search.opening import count_opening, observe_probes, plan_opening
 from harness.search.proposals import Proposals, report_again
 from harness.search.result import StudyResult, choose_finalists, rank_trials
 from harness.search.rounds import HEADS, Rounds, order
@@ -162,9 +162,17 @@ class RunningStudy:
         probes = self._probe()
         self._linear = {probe.backbone for probe in probes if not probe.reason}
         points: Sequence[Mapping[str, Value]] = grid or ()
-        if self._config.search.sampler in MODELLED and not imported:
-            points = plan_opening(self._space, probes, self._config.metric)
-        self._proposals = Proposals(self._optuna, self._config, self._space, start=imported, points=points)
+        sampler, metric = self._config.search.sampler, self._config.metric
+        if sampler in MODELLED and not imported:
+            points = plan_opening(self._space, probes, metric, count_opening(self._space, sampler))
+        self._proposals = Proposals(
+            self._optuna,
+            self._config,
+            self._space,
+            start=imported,
+            points=points,
+            known=observe_probes(self._space, probes, metric),
+        )
         while told < end and not self._budget.is_spent:
             begin, stop = rounds.bounds(told)
             told = int(min(stop, end))
@@ -175,7 +183,7 @@ class RunningStudy:
         imported = len(self._folder.imports)
         learns = self._config.search.sampler in MODELLED
         size = HEADS if self._space.depths == (1.0,) or not learns else 1
-        first = count_opening(self._space) if learns and not imported else size
+        first = count_opening(self._space, self._config.search.sampler) if learns and not imported else size
         return Rounds(start=imported, first=first, size=size)
 
     def _run_round(self, numbers: range) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from harness.config import SearchConfig
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 MODELLED = ("tpe", "gp")
 """Samplers that learn from scores; the others propose the same whatever comes out."""
 STARTUP_TRIALS = 6
-"""Random trials before TPE and GP model the scores, and before the median pruner prunes."""
+"""Trials before TPE models the scores, and before the median pruner prunes."""
 
 
 def derive_seed(seed: int, purpose: str, number: int) -> int:
@@ -25,15 +25,21 @@ def derive_seed(seed: int, purpose: str, number: int) -> int:
 
 
 def build_sampler(
-    search: SearchConfig, seed: int, *, cost: Callable[[Mapping[str, Any]], float], exponent: float
+    search: SearchConfig,
+    seed: int,
+    *,
+    cost: Callable[[Mapping[str, Any]], float],
+    exponent: float,
+    known: Sequence[tuple[Mapping[str, Any], float]],
 ) -> optuna.samplers.BaseSampler:
     """Return a fresh sampler; one is built for each trial, so that it depends on the history alone.
 
     Args:
         search: Which one.
         seed: Of this trial's proposal.
-        cost: Parameters -> predicted cost, which TPE weighs.
+        cost: Parameters -> predicted cost, which GP and TPE weigh.
         exponent: Of the cost; 0 ignores it.
+        known: Parameters and scores that are no trials, which GP learns from.
     """
     import optuna
 
@@ -43,7 +49,9 @@ def build_sampler(
         if search.sampler in ("random", "grid"):
             return optuna.samplers.RandomSampler(seed=seed)
         if search.sampler == "gp":
-            return optuna.samplers.GPSampler(seed=seed, n_startup_trials=STARTUP_TRIALS)
+            from harness.search.gp import CostAwareGPSampler
+
+            return CostAwareGPSampler(cost=cost, exponent=exponent, seed=seed, known=known)
         from harness.search.tpe import CostAwareTPESampler
 
         return CostAwareTPESampler(
@@ -61,7 +69,9 @@ def build_pruner(search: SearchConfig, epochs: int) -> optuna.pruners.BasePruner
     if search.pruner == "none":
         return optuna.pruners.NopPruner()
     if search.pruner == "hyperband":
-        return optuna.pruners.HyperbandPruner(min_resource=1, max_resource=epochs, reduction_factor=3)
+        from harness.search.halving import PreparedHyperbandPruner
+
+        return PreparedHyperbandPruner(epochs=epochs, reduction_factor=3)
     if search.pruner == "halving":
         from harness.search.halving import PeerHalvingPruner
 

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from harness.search.gaussian import GaussianProcess
+
+
+def process(inputs, targets, axes=(0,), seed=0):
+    return GaussianProcess(np.array(inputs), np.array(targets), axes, np.random.default_rng(seed))
+
+
+def test_a_smooth_curve_is_interpolated_and_far_from_the_points_nothing_is_certain():
+    x = np.linspace(0, 1, 12)[:, None]
+    y = np.sin(4 * x[:, 0])
+    model = process(x, (y - y.mean()) / y.std())
+    between = np.array([[0.2], [0.5], [0.83]])
+    wanted = (np.sin(4 * between[:, 0]) - y.mean()) / y.std()
+    assert model.mean(between) == pytest.approx(wanted, abs=0.1)
+    known, unknown = model.expected_improvement(np.array([[0.0], [50.0]]))
+    assert known < 0.01 < unknown
+
+
+def test_scores_that_scatter_are_averaged_not_followed():
+    rng = np.random.default_rng(1)
+    x = rng.random((60, 1))
+    y = rng.normal(size=60)
+    model = process(x, (y - y.mean()) / y.std())
+    assert model.mean(x).std() < 0.5
+
+
+def test_an_axis_that_does_not_matter_is_found_out():
+    rng = np.random.default_rng(2)
+    x = rng.random((40, 2))
+    y = x[:, 0]
+    model = process(x, (y - y.mean()) / y.std(), axes=(0, 1))
+    low, high = model.mean(np.array([[0.5, 0.0], [0.5, 1.0]]))
+    left, right = model.mean(np.array([[0.0, 0.5], [1.0, 0.5]]))
+    assert abs(high - low) < 0.1 * (right - left)
+
+
+def test_improvement_is_never_negative_and_largest_where_good_or_unknown():
+    x = np.array([[0.0], [0.1], [0.2], [0.3]])
+    y = np.array([-1.3, -0.5, 0.5, 1.3])
+    model = process(x, y)
+    worst, best, beyond = model.expected_improvement(np.array([[0.0], [0.3], [0.45]]))
+    assert 0 <= worst < best < beyond
+
+
+def test_what_is_believed_is_no_news_to_the_mean_and_makes_its_place_less_promising():
+    x = np.array([[0.0], [0.1], [0.2], [0.3]])
+    model = process(x, np.array([-1.3, -0.5, 0.5, 1.3]))
+    there = np.array([[0.6]])
+    believed = model.believe(there)
+    assert believed.mean(there) == pytest.approx(model.mean(there), abs=0.15)
+    assert believed.expected_improvement(there)[0] < 0.5 * model.expected_improvement(there)[0]
+
+
+def test_one_point_and_equal_scores_give_a_model_too():
+    for targets in ([0.0], [0.0, 0.0, 0.0]):
+        model = process(np.linspace(0, 1, len(targets))[:, None], targets)
+        assert np.isfinite(model.expected_improvement(np.array([[0.4]]))).all()
