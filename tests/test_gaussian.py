@@ -3,11 +3,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from harness.search.gaussian import GaussianProcess
+from harness.search.gaussian import ENOUGH, GaussianProcess, draw_hyperparameters
 
 
 def process(inputs, targets, axes=(0,), seed=0):
-    return GaussianProcess(np.array(inputs), np.array(targets), axes, np.random.default_rng(seed))
+    inputs, targets = np.array(inputs), np.array(targets)
+    draws = draw_hyperparameters(inputs, targets, axes, np.random.default_rng(seed))
+    return GaussianProcess(inputs, targets, axes, draws)
 
 
 def test_a_smooth_curve_is_interpolated_and_far_from_the_points_nothing_is_certain():
@@ -60,3 +62,14 @@ def test_one_point_and_equal_scores_give_a_model_too():
     for targets in ([0.0], [0.0, 0.0, 0.0]):
         model = process(np.linspace(0, 1, len(targets))[:, None], targets)
         assert np.isfinite(model.expected_improvement(np.array([[0.4]]))).all()
+
+
+def test_weights_add_up_and_of_many_points_some_are_enough_to_weigh_by():
+    rng = np.random.default_rng(3)
+    x = rng.random((3 * ENOUGH, 1))
+    y = np.sin(5 * x[:, 0])
+    y = (y - y.mean()) / y.std()
+    draws = draw_hyperparameters(x, y, (0,), rng)
+    assert sum(weight for weight, _ in draws) == pytest.approx(1)
+    model = GaussianProcess(x, y, (0,), draws)
+    assert model.mean(x[:50]) == pytest.approx(y[:50], abs=0.05)

@@ -20,7 +20,6 @@ from harness.engine.probes import ProbeResult, knn_probe, ridge_probe
 from harness.engine.setup import Setup
 from harness.records import ProbeRecord
 
-_AS_BUILT = "as built: "
 _NOT_LINEAR = "its head is not one linear layer"
 
 
@@ -30,6 +29,8 @@ class HeadStart:
 
     how: str
     """For the record: `ridge`, another name of `head_init`, or why the head is as it is built."""
+    is_built: bool = False
+    """Whether its numbers are those that the building of the backbone draws."""
     layer: str = ""
     """The linear layer that is the head, where ridge regression has a say."""
     weight: Tensor | None = None
@@ -37,10 +38,10 @@ class HeadStart:
     counts: PrefixCounts = field(default_factory=PrefixCounts)
     """What was sent through the backbone for it, in this trial."""
 
-    @property
-    def is_built(self) -> bool:
-        """Whether its numbers are those that the building of the backbone draws."""
-        return self.how == "timm" or self.how.startswith(_AS_BUILT)
+    @staticmethod
+    def as_built(why: str) -> HeadStart:
+        """Return what ridge regression has no say in."""
+        return HeadStart(how=f"as built: {why}", is_built=True)
 
     def place(self, model: nn.Module) -> None:
         """Put it into a model."""
@@ -121,9 +122,9 @@ class Prober:
     def _find_start(self, job: TrialJob, counts: PrefixCounts, on_step: Callable[[], None]) -> HeadStart:
         config = job.config
         if config.head_init != "ridge":
-            return HeadStart(how=config.head_init)
+            return HeadStart(how=config.head_init, is_built=config.head_init == "timm")
         if job.weights is None:
-            return HeadStart(how=f"{_AS_BUILT}its backbone starts from random weights")
+            return HeadStart.as_built("its backbone starts from random weights")
         key = _origin(job)
         if key not in self._starts:
             bare = dataclasses.replace(config, freeze_depth=1.0, head_init="timm")
@@ -131,7 +132,7 @@ class Prober:
                 self._look(dataclasses.replace(job, config=bare, test=()), counts, on_step)
             except Exception as error:
                 raise_if_machine_failed(error, job)
-                self._starts[key] = HeadStart(how=f"{_AS_BUILT}{say_in_a_line(error)}")
+                self._starts[key] = HeadStart.as_built(say_in_a_line(error))
         return self._starts[key]
 
     def _look(
@@ -144,7 +145,7 @@ class Prober:
         opened = self._setup.open(job, self._setup.build(job), on_step)
         layer = opened.part.head
         if layer is None or opened.prefix is None:
-            self._starts[_origin(job)] = HeadStart(how=f"{_AS_BUILT}{_NOT_LINEAR}")
+            self._starts[_origin(job)] = HeadStart.as_built(_NOT_LINEAR)
             return None
         features = Features(opened.images, opened.prefix, self._setup.residency.claim)
         data = self._data(features)
@@ -155,7 +156,7 @@ class Prober:
         self._starts[_origin(job)] = (
             HeadStart(how="ridge", layer=layer, weight=ridge.weight, bias=ridge.bias)
             if 0 < norm < math.inf
-            else HeadStart(how=f"{_AS_BUILT}the features say nothing of the classes")
+            else HeadStart.as_built("the features say nothing of the classes")
         )
         return data, ridge
 

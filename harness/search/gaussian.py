@@ -14,59 +14,81 @@ from scipy.special import ndtr
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 
+Hyper: TypeAlias = tuple[Floats, float]
+"""Lengths of the axes, and the deviation of the noise relative to the scale."""
+
 DRAWS = 128
 """Sets of hyperparameters that a prediction averages over."""
-_IGNORED = 1e-3
-"""Weight below which a draw does not count."""
+IGNORED = 1e-2
+"""Weight, relative to the largest, below which a draw does not count."""
+ENOUGH = 200
+"""Points that tell the hyperparameters apart; more would only take longer."""
+
+
+def draw_hyperparameters(
+    inputs: Floats, targets: Floats, axes: Sequence[int], rng: np.random.Generator
+) -> list[tuple[float, Hyper]]:
+    """Draw hyperparameters from their priors and weigh them by their evidence.
+
+    Args:
+        inputs: (N, columns).
+        targets: (N,), of mean 0 and deviation 1.
+        axes: The axis of each column.
+        rng: Draws.
+
+    Returns:
+        Those that count, with weights that add up to 1.
+    """
+    if len(targets) > ENOUGH:
+        some = rng.choice(len(targets), ENOUGH, replace=False)
+        inputs, targets = inputs[some], targets[some]
+    distances = _distances(inputs, inputs, axes)
+    lengths = np.exp(rng.normal(math.log(0.65), 0.6, (DRAWS, max(axes) + 1)))
+    noises = np.exp(rng.normal(math.log(0.1), 1.0, DRAWS))
+    hypers = list(zip(lengths, noises.tolist(), strict=True))
+    evidence = np.array([_Conditioned.fit(distances, targets, hyper).evidence for hyper in hypers])
+    weights = np.exp(evidence - evidence.max())
+    weights[weights < IGNORED] = 0.0
+    weights /= weights.sum()
+    return [(weight, hyper) for weight, hyper in zip(weights.tolist(), hypers, strict=True) if weight]
 
 
 class GaussianProcess:
     """Regression with a Matern kernel of smoothness 5/2, a length for each axis, and noise.
 
     Args:
-        inputs: (N, columns), as `_Box` encodes them.
+        inputs: (N, columns).
         targets: (N,), of mean 0 and deviation 1.
         axes: The axis of each column; the columns of an axis share its length.
-        rng: Draws the hyperparameters.
+        draws: Hyperparameters with their weights, as `draw_hyperparameters` returns them.
     """
 
     def __init__(
-        self, inputs: Floats, targets: Floats, axes: Sequence[int], rng: np.random.Generator
+        self, inputs: Floats, targets: Floats, axes: Sequence[int], draws: Sequence[tuple[float, Hyper]]
     ) -> None:
         self.inputs = inputs
         self._targets = targets
         self._axes = tuple(axes)
-        self._rng = rng
-        distances = self._distances(inputs)
-        count = max(self._axes) + 1
-        lengths = np.exp(rng.normal(math.log(0.65), 0.6, (DRAWS, count)))
-        noises = np.exp(rng.normal(math.log(0.1), 1.0, DRAWS))
-        draws = [_Draw.fit(distances, targets, *drawn) for drawn in zip(lengths, noises, strict=True)]
-        top = max(draw.evidence for draw in draws)
-        weights = [math.exp(draw.evidence - top) for draw in draws]
-        self._draws = [
-            (weight / sum(weights), draw)
-            for weight, draw in zip(weights, draws, strict=True)
-            if weight > _IGNORED * sum(weights)
-        ]
+        self._hypers = draws
+        distances = _distances(inputs, inputs, axes)
+        self._draws = [(weight, _Conditioned.fit(distances, targets, hyper)) for weight, hyper in draws]
 
     def believe(self, inputs: Floats) -> GaussianProcess:
         """Return a model that takes its mean at some points for what was seen there."""
         known = np.concatenate([self.inputs, inputs])
         targets = np.concatenate([self._targets, self.mean(inputs)])
-        return GaussianProcess(known, targets, self._axes, self._rng)
+        return GaussianProcess(known, targets, self._axes, self._hypers)
 
     def mean(self, inputs: Floats) -> Floats:
         """Return what is expected at (M, columns) points."""
-        distances = self._distances(self.inputs, inputs)
-        total = sum(weight for weight, _ in self._draws)
+        distances = _distances(self.inputs, inputs, self._axes)
         means = [weight * draw.predict(distances)[0] for weight, draw in self._draws]
-        return cast(Floats, np.sum(means, axis=0) / total)
+        return cast(Floats, np.sum(means, axis=0))
 
     def expected_improvement(self, inputs: Floats) -> Floats:
         """Return by how much points are expected to be above the best mean at a point that was seen."""
         best = self.mean(self.inputs).max()
-        distances = self._distances(self.inputs, inputs)
+        distances = _distances(self.inputs, inputs, self._axes)
         expected = np.zeros(len(inputs))
         for weight, draw in self._draws:
             mean, deviation = draw.predict(distances)
@@ -74,17 +96,9 @@ class GaussianProcess:
             expected += weight * deviation * (z * ndtr(z) + np.exp(-0.5 * z * z) / math.sqrt(2 * math.pi))
         return np.maximum(expected, 0.0)
 
-    def _distances(self, first: Floats, second: Floats | None = None) -> Floats:
-        """Return the squared distances (axes, N, M) along each axis."""
-        second = first if second is None else second
-        squares = np.zeros((max(self._axes) + 1, len(first), len(second)))
-        for column, axis in enumerate(self._axes):
-            squares[axis] += (first[:, None, column] - second[None, :, column]) ** 2
-        return squares
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Draw:
+class _Conditioned:
     """A Gaussian process of given hyperparameters; its scale and its mean are integrated out."""
 
     lengths: Floats
@@ -98,7 +112,8 @@ class _Draw:
     """Logarithm of the probability of the targets, up to a constant."""
 
     @staticmethod
-    def fit(distances: Floats, targets: Floats, lengths: Floats, noise: float) -> _Draw:
+    def fit(distances: Floats, targets: Floats, hyper: Hyper) -> _Conditioned:
+        lengths, noise = hyper
         count = len(targets)
         factor = cholesky(_matern(distances, lengths) + (noise**2 + 1e-8) * np.eye(count), lower=True)
         ones, values = solve_triangular(factor, np.stack([np.ones(count), targets], axis=1), lower=True).T
@@ -107,7 +122,7 @@ class _Draw:
         residuals = values - mean * ones
         variance = float((residuals @ residuals + 2) / (count + 2))
         evidence = -0.5 * (count * math.log(variance) + mean**2) - float(np.log(np.diag(factor)).sum())
-        return _Draw(
+        return _Conditioned(
             lengths=lengths,
             factor=factor,
             residuals=residuals,
@@ -121,6 +136,14 @@ class _Draw:
         whitened = solve_triangular(self.factor, _matern(distances, self.lengths), lower=True)
         left = np.maximum(1 - (whitened**2).sum(axis=0), 1e-9)
         return self.mean + whitened.T @ self.residuals, np.sqrt(self.variance * left)
+
+
+def _distances(first: Floats, second: Floats, axes: Sequence[int]) -> Floats:
+    """Return the squared distances (axes, N, M) along each axis."""
+    squares = np.zeros((max(axes) + 1, len(first), len(second)))
+    for column, axis in enumerate(axes):
+        squares[axis] += (first[:, None, column] - second[None, :, column]) ** 2
+    return squares
 
 
 def _matern(distances: Floats, lengths: Floats) -> Floats:

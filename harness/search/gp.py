@@ -11,7 +11,7 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from harness.search.gaussian import Floats, GaussianProcess
+from harness.search.gaussian import Floats, GaussianProcess, draw_hyperparameters
 
 Observation: TypeAlias = tuple[Mapping[str, Any], float]
 """Parameters of Optuna, and the score there."""
@@ -81,7 +81,9 @@ class CostAwareGPSampler(optuna.samplers.BaseSampler):
         seen = np.array([box.internal(params) for params, _ in told])
         scores = np.array([score for _, score in told])
         waiting = [box.internal(other.params) for other in trials if other.state == TrialState.RUNNING]
-        model = GaussianProcess(box.encode(seen), _standardize(scores), box.axes, self._rng)
+        inputs, targets = box.encode(seen), _standardize(scores)
+        draws = draw_hyperparameters(inputs, targets, box.axes, self._rng)
+        model = GaussianProcess(inputs, targets, box.axes, draws)
         best = seen[np.argsort(-model.mean(model.inputs), kind="stable")[:BEST]]
         if waiting:
             model = model.believe(box.encode(np.array(waiting)))
