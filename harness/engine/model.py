@@ -15,6 +15,7 @@ from harness.engine.cut import Cut, cut_model, find_linear_head
 from harness.engine.freeze import Flops, FreezePlan, apply_freeze, count_flops, plan_freeze
 from harness.engine.heads import init_head
 from harness.engine.layout import lay_out, layout_of
+from harness.engine.mould import Mould
 from harness.errors import PluginError
 from harness.records import TrialConfig
 from harness.specs import BackboneSpec
@@ -44,6 +45,8 @@ class _Copy:
     model: nn.Module
     parts: tuple[FrozenPart, ...]
     """What the study's freeze depths make of it."""
+    mould: Mould
+    """Of the model."""
     seed: int
     """That it was built from."""
 
@@ -94,7 +97,7 @@ class Models:
         twin = self._copies.get(origin)
         if reuse and twin is not None and twin.is_untouched and self._alike.get(origin):
             _, part = self._parts.get((origin, config.freeze_depth), ({}, None))
-            model = twin.model if part is not None and part.head else copy.deepcopy(twin.model)
+            model = twin.model if part is not None and part.head else twin.mould.copy()
             if part is None:
                 part = self._part(model, backbone, config, weights, config.freeze_depth)
             apply_freeze(model, part.plan)
@@ -139,7 +142,8 @@ class Models:
                 parts.append(self._part(twin, backbone, config, weights, depth))
                 on_step()
             cut = tuple(part for part in parts if part.cut.method != "none")
-            self._copies[key] = _Copy(model=twin.to(device), parts=cut, seed=config.seed)
+            twin = twin.to(device)
+            self._copies[key] = _Copy(model=twin, parts=cut, mould=Mould(twin), seed=config.seed)
         found = self._copies[key] = self._copies.pop(key)
         while len(self._copies) > 1 and sum(_bytes_of(kept.model) for kept in self._copies.values()) > _KEPT:
             del self._copies[next(iter(self._copies))]
