@@ -253,7 +253,7 @@ def search(bench: Bench) -> None:
             "freeze_depth": [0.0, 0.25, 0.5, 0.75, 1.0],
             "lr": {"low": 1e-4, "high": 1e-2, "log": True},
         },
-        search={"sampler": "tpe", "pruner": "halving", "probes": True},
+        search={"sampler": "gp", "pruner": "halving", "probes": True},
     )
     began = time.perf_counter()
     with Busy(bench.device) as busy:

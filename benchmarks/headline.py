@@ -41,10 +41,11 @@ from harness.engine.freeze import apply_freeze, plan_freeze
 from harness_builtin.petals import GARDENS
 
 SPACE, TRAIN = DEFAULT_STUDY["space"], DEFAULT_STUDY["train"]
+SEARCHED = "backbone", "freeze_depth", "lr", "optimizer"
 SIZE = 64
 
-Trials = list[dict[str, float]]
-"""By trial: seconds from the start of the search to its end, and its score, in [0, 1]."""
+Trials = list[dict[str, Any]]
+"""By trial: seconds from the start of the search to its end, its score, in [0, 1], and what it tried."""
 
 
 def main() -> None:
@@ -125,7 +126,7 @@ def search_plain(folder: Path, seed: int, arguments: argparse.Namespace) -> Tria
         apply_freeze(model, plan)
         options = {"size": SIZE, "batch": TRAIN["batch_size"], "epochs": arguments.epochs, "seed": own_seed}
         score = train_plain(model, plan, folder, lr=lr, optimizer=optimizer, **options).scores[-1][1]
-        trials.append({"seconds": time.time() - began, "score": score})
+        trials.append({"seconds": time.time() - began, "score": score, **trial.params})
         return score
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -162,6 +163,7 @@ def search_ours(budget: int, folder: Path, seed: int, arguments: argparse.Namesp
             {
                 "seconds": (result.folder / record.folder / "record.json").stat().st_mtime - began,
                 "score": record.scores["val"].f1 if record.state == "complete" else 0.0,
+                **{axis: getattr(record.config, axis) for axis in SEARCHED},
             }
             for record in result.records
         ]

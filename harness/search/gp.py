@@ -70,7 +70,7 @@ class CostAwareGPSampler(optuna.samplers.BaseSampler):
         """Propose a point."""
         if not search_space:
             return {}
-        box = _Box(search_space)
+        box = Box(search_space)
         trials = [
             other for other in study.get_trials(deepcopy=False) if search_space.keys() <= other.params.keys()
         ]
@@ -129,7 +129,7 @@ def _standardize(scores: Floats) -> Floats:
     return cast(Floats, (raised - raised.mean()) / (raised.std() or 1.0))
 
 
-class _Box:
+class Box:
     """A search space as numbers: one an axis as Optuna has it, or columns in which distance has a sense.
 
     An axis of numbers is one column from 0 to 1, in the logarithm where it is searched so; choices are a
