@@ -168,3 +168,15 @@ def test_without_a_score_it_draws():
     # A whole point that is known teaches nothing of a space that no trial has shown.
     study = optuna.create_study(sampler=make(0, known=[({"backbone": "a"}, 0.5)]))
     assert ask(study)["freeze_depth"] in DEPTHS
+
+
+def test_a_search_that_has_converged_looks_elsewhere_instead_of_training_the_same_again():
+    rng = np.random.default_rng(5)
+    study = history(make(0), points=draw(3))
+    for number in range(22):
+        study.sampler = make(100 + number)
+        trial = study.ask(SPACE)
+        study.tell(trial, worth(trial.params) + 0.02 * rng.normal())
+    late = [trial.params for trial in study.get_trials()[-12:]]
+    places = {(p["backbone"], p["freeze_depth"], round(math.log10(p["lr"]))) for p in late}
+    assert len(places) >= 4

@@ -86,15 +86,21 @@ class GaussianProcess:
         return cast(Floats, np.sum(means, axis=0))
 
     def expected_improvement(self, inputs: Floats) -> Floats:
-        """Return by how much points are expected to be above the best mean at a point that was seen."""
+        """Return by how much points are expected to be above the best mean at a point that was seen.
+
+        Augmented (Huang et al., 2006): the less there is left to learn at a point, by the measure of the
+        noise, the less its improvement counts. Else a search would train the same again and again in the end.
+        """
         best = self.mean(self.inputs).max()
         distances = _distances(self.inputs, inputs, self._axes)
         expected = np.zeros(len(inputs))
         for weight, draw in self._draws:
             mean, deviation = draw.predict(distances)
             z = (mean - best) / deviation
-            expected += weight * deviation * (z * ndtr(z) + np.exp(-0.5 * z * z) / math.sqrt(2 * math.pi))
-        return np.maximum(expected, 0.0)
+            gain = deviation * (z * ndtr(z) + np.exp(-0.5 * z * z) / math.sqrt(2 * math.pi))
+            news = 1 - draw.noise / np.hypot(deviation, draw.noise)
+            expected += weight * np.maximum(gain, 0.0) * news
+        return expected
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +114,8 @@ class _Conditioned:
     """What is left of the targets once the mean is off, whitened."""
     mean: float
     variance: float
+    noise: float
+    """Deviation of what is seen about what is there."""
     evidence: float
     """Logarithm of the probability of the targets, up to a constant."""
 
@@ -128,6 +136,7 @@ class _Conditioned:
             residuals=residuals,
             mean=mean,
             variance=variance,
+            noise=noise * math.sqrt(variance),
             evidence=evidence,
         )
 
