@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -65,11 +66,15 @@ class Proposals:
 
         fixed = {axis.name: axis.choices[0] for axis in self._space.axes if len(axis.choices) == 1}
 
-        def cost(point: Mapping[str, Any]) -> float:
-            values = {**fixed, **point}
-            backbone, depth = str(values["backbone"]), float(values["freeze_depth"])
+        # Of hundreds of candidates, a few backbones and depths.
+        @functools.cache
+        def price(backbone: str, depth: float) -> float:
             fits = costs.seconds(backbone, depth, self._config.train.epochs) <= affordable
             return costs.work(backbone, depth) if fits else math.inf
+
+        def cost(point: Mapping[str, Any]) -> float:
+            values = {**fixed, **point}
+            return price(str(values["backbone"]), float(values["freeze_depth"]))
 
         # A sampler of its own for each trial: what it proposes depends on the history and the seed alone.
         seed = derive_seed(self._config.seed, "proposal", number)
