@@ -28,13 +28,12 @@ from harness.records import ProbeRecord
 from harness.search.gaussian import GaussianProcess, draw_hyperparameters
 from harness.search.gp import Box, CostAwareGPSampler
 from harness.search.opening import count_opening, observe_probes, plan_opening
+from harness.search.sampling import STARTUP_TRIALS
 from harness.search.space import Space, resolve_space
 from harness.search.tpe import CostAwareTPESampler
 
 RECORDS = Path(__file__).parent / "results" / "headline"
 AFTER = (5, 10, 20, 40)
-STARTUP = 6
-"""Random trials of Optuna's samplers."""
 
 Params = dict[str, Any]
 
@@ -74,17 +73,17 @@ POLICIES = (
     Policy(name="random", sampler=lambda seed, known: optuna.samplers.RandomSampler(seed=seed)),
     Policy(
         name="Optuna's TPE",
-        sampler=lambda seed, known: optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP),
+        sampler=lambda seed, known: optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS),
     ),
     Policy(
         name="Optuna's GP",
-        sampler=lambda seed, known: optuna.samplers.GPSampler(seed=seed, n_startup_trials=STARTUP),
+        sampler=lambda seed, known: optuna.samplers.GPSampler(seed=seed, n_startup_trials=STARTUP_TRIALS),
     ),
     Policy(
         name="tpe",
         opening="tpe",
         sampler=lambda seed, known: CostAwareTPESampler(
-            cost=lambda params: 1.0, exponent=0.0, seed=seed, n_startup_trials=STARTUP
+            cost=lambda params: 1.0, exponent=0.0, seed=seed, n_startup_trials=STARTUP_TRIALS
         ),
     ),
     Policy(
@@ -116,7 +115,6 @@ def main() -> None:
     print("| --- | --- |" + " --- |" * (len(after) + 1), flush=True)
     for world in load_worlds(arguments.records, space):
         rng = np.random.default_rng(0)
-        # Of points all over the space, and of those that were tried.
         best = max(world.worth(params) for params in draw(world, 2000, rng))
         for policy in POLICIES:
             found = [search(world, policy, space, arguments.trials, n) for n in range(arguments.searches)]
