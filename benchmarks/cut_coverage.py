@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from harness.engine.cut import TOLERANCE, Cut, bind_suffix, cut_model
 from harness.engine.freeze import FreezePlan, apply_freeze, plan_freeze, set_train_mode
 from harness.engine.layers import undisturbed
-from harness.engine.layout import lay_out, layout_of, name_layout, preferred_layout
+from harness.engine.layout import lay_out, layout_of, name_layout
 from harness_builtin.backbones import find_timm_head, list_timm, list_timm_blocks
 
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -172,7 +172,7 @@ def try_cut(name: str, options: Mapping[str, Any], size: int, depth: float) -> T
     try:
         torch.manual_seed(0)
         model = timm.create_model(name, num_classes=10, **options)
-        lay_out(model, size, preferred_layout(torch.device("cpu")))
+        lay_out(model, size, torch.device("cpu"))
         head = partial(find_timm_head, name)
         blocks = list_timm_blocks(head, model)
         plan = plan_freeze(model, depth, blocks=blocks, head=head(model), image_size=size)

@@ -128,7 +128,7 @@ def measure(name, depth, folder, work, registry, arguments) -> list[str]:
     space = resolve_space(study, registry)
     config = space.trial_config(study, {axis.name: axis.choices[0] for axis in space.axes}, seed=0)
     seed_all(0)
-    model, part = Models(CLASSES, LAYOUT).build(spec, config, weights)
+    model, part = Models(CLASSES, torch.device("cpu")).build(spec, config, weights)
     inputs = input_of(spec, config)
     transform = partial(to_tensor, inputs=inputs)
     # A head alone takes no step of this kind.

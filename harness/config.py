@@ -133,7 +133,7 @@ class TrainConfig(_Model):
     clip_grad: float = Field(default=1.0, ge=0)
     """Largest gradient norm; 0 does not clip."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """`auto`: bf16 on a GPU, fp32 on a CPU."""
+    """`auto`: bf16 on a GPU and, but for depthwise convolutions, on a CPU with AMX; fp32 elsewhere."""
 
 
 class SearchConfig(_Model):

@@ -98,7 +98,10 @@ def fit_rows(registry, tiny):
     from harness.engine.freeze import FreezePlan
     from harness.search.space import resolve_space
 
-    study = tiny(space={"lr": 1e-2, "optimizer": "adamw", "freeze_depth": 0.0}, train={"batch_size": 12})
+    study = tiny(
+        space={"lr": 1e-2, "optimizer": "adamw", "freeze_depth": 0.0},
+        train={"batch_size": 12, "precision": "fp32"},
+    )
     config = resolve_space(study, registry).probe_config(study, "tiny-net")
 
     def run(limit=100, model=None, eval_modules=(), forward=None):

@@ -51,7 +51,7 @@ def weights(tmp_path):
 def build(make, weights, *, classes=3, known=None, **changes):
     config = trial(**changes)
     torch.manual_seed(config.seed)
-    return (known or Models(classes)).build(backbone(make), config, weights)
+    return (known or Models(classes, CPU)).build(backbone(make), config, weights)
 
 
 def test_an_architecture_is_planned_and_cut_once_for_each_freeze_depth(weights, monkeypatch):
@@ -63,7 +63,7 @@ def test_an_architecture_is_planned_and_cut_once_for_each_freeze_depth(weights, 
 
     original = models.cut_model
     monkeypatch.setattr(models, "cut_model", counted)
-    known = Models(3)
+    known = Models(3, CPU)
     for seed in range(3):
         for depth in DEPTHS:
             build(Plain, weights(Plain), known=known, seed=seed, freeze_depth=depth)
@@ -74,7 +74,7 @@ def test_an_architecture_is_planned_and_cut_once_for_each_freeze_depth(weights, 
 
 
 def test_a_model_is_frozen_also_when_its_cut_is_known(weights):
-    known = Models(3)
+    known = Models(3, CPU)
     for _ in range(2):
         model, part = build(Plain, weights(Plain), known=known)
         asking = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -98,7 +98,7 @@ def test_frozen_layers_that_no_checkpoint_holds_fail_the_trial_after_the_first(w
     state = safetensors.torch.load_file(weights(Plain))
     partial = tmp_path / "partial.safetensors"
     safetensors.torch.save_file({name: v for name, v in state.items() if "second" not in name}, partial)
-    known = Models(3)
+    known = Models(3, CPU)
     for seed in (1, 1):
         build(Plain, partial, known=known, seed=seed, freeze_depth=1.0)
     with pytest.raises(PluginError, match=r"'\w+' builds other frozen layers each time: second\.\w+ differs"):
@@ -108,7 +108,7 @@ def test_frozen_layers_that_no_checkpoint_holds_fail_the_trial_after_the_first(w
 def test_random_weights_are_shared_with_no_other_seed():
     names = [build(Plain, None, seed=seed, init="scratch")[1].digests[True] for seed in (1, 2, 1)]
     assert names[0] == names[2] != names[1]
-    known = Models(3)
+    known = Models(3, CPU)
     again = [build(Plain, None, known=known, seed=seed, init="scratch")[1].digests[True] for seed in (1, 2)]
     assert again == names[:2]
 
@@ -129,7 +129,7 @@ def test_a_cut_that_holds_tensors_of_a_model_is_made_anew_for_other_values():
         def forward(self, x):
             return self.finish(self.second(self.first(x)) + self.noise.exp())
 
-    known = Models(3)
+    known = Models(3, CPU)
     for seed in (1, 2):
         model, part = build(Random, None, known=known, seed=seed, init="scratch")
         del model.first.reset_parameters
@@ -142,10 +142,10 @@ def test_a_cut_that_holds_tensors_of_a_model_is_made_anew_for_other_values():
 
 
 def test_the_copy_is_nobody_elses(weights):
-    known = Models(3)
+    known = Models(3, CPU)
     path = weights(Plain)
     model, _ = build(Plain, path, known=known)
-    twin, parts = known.copy_untrained(model, backbone(Plain), trial(), path, DEPTHS, CPU, lambda: None)
+    twin, parts = known.copy_untrained(model, backbone(Plain), trial(), path, DEPTHS, lambda: None)
     before = {name: value.clone() for name, value in twin.state_dict().items()}
     with torch.no_grad():
         for parameter in model.parameters():
@@ -155,18 +155,17 @@ def test_the_copy_is_nobody_elses(weights):
     assert [part.plan.depth for part in parts] == [0.5, 1.0]
     trained, _ = build(Plain, path, known=known, seed=9)
     assert (
-        known.copy_untrained(trained, backbone(Plain), trial(seed=9), path, DEPTHS, CPU, lambda: None)[0]
-        is twin
+        known.copy_untrained(trained, backbone(Plain), trial(seed=9), path, DEPTHS, lambda: None)[0] is twin
     )
 
 
 def test_other_weights_get_another_copy(weights):
-    known = Models(3)
+    known = Models(3, CPU)
     twins = []
     for seed in (0, 1, 0):
         path = weights(Plain, seed=seed)
         model, _ = build(Plain, path, known=known)
-        twin, _ = known.copy_untrained(model, backbone(Plain), trial(), path, DEPTHS, CPU, lambda: None)
+        twin, _ = known.copy_untrained(model, backbone(Plain), trial(), path, DEPTHS, lambda: None)
         assert torch.equal(twin.first.weight, model.first.weight)
         twins.append(twin)
     first, second, again = twins
@@ -174,7 +173,7 @@ def test_other_weights_get_another_copy(weights):
     # Those of other seeds at random would be no use to the next trial.
     model, _ = build(Plain, None, known=known, init="scratch")
     twin, parts = known.copy_untrained(
-        model, backbone(Plain), trial(init="scratch"), None, DEPTHS, CPU, lambda: None
+        model, backbone(Plain), trial(init="scratch"), None, DEPTHS, lambda: None
     )
     assert parts == ()
     assert torch.equal(twin.first.weight, model.first.weight)
@@ -183,35 +182,35 @@ def test_other_weights_get_another_copy(weights):
 def test_all_depths_of_a_copy_are_named_as_their_own_trials_name_them(weights):
     path = weights(Plain)
     model, _ = build(Plain, path)
-    known = Models(3)
-    _, parts = known.copy_untrained(model, backbone(Plain), trial(), path, DEPTHS, CPU, lambda: None)
+    known = Models(3, CPU)
+    _, parts = known.copy_untrained(model, backbone(Plain), trial(), path, DEPTHS, lambda: None)
     for part in parts:
         _, own = build(Plain, path, freeze_depth=part.plan.depth, seed=4)
         assert own.digests == part.digests
         assert dataclasses.asdict(own.plan) == dataclasses.asdict(part.plan)
 
 
-def test_models_lie_in_memory_as_asked_for(weights):
+def test_models_lie_in_memory_as_suits_the_device(weights):
     checkpoint = weights(Plain)
-    plain, _ = build(Plain, checkpoint)
-    model, part = build(Plain, checkpoint, known=Models(3, torch.channels_last))
+    known = Models(3, torch.device("mps"))
+    plain, first = build(Plain, checkpoint, known=known)
+    assert all(weight.is_contiguous() for weight in plain.parameters())
+    model, part = build(Plain, checkpoint)
     convolutions = [weight for weight in model.parameters() if weight.ndim == 4]
     assert convolutions
     assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in convolutions)
     # Its values are the same, and so is the name of what it computes.
-    assert part.digests == build(Plain, checkpoint)[1].digests
+    assert part.digests == first.digests
     for name, value in plain.state_dict().items():
         assert torch.equal(model.state_dict()[name], value)
 
 
 def test_copies_that_are_large_together_make_room_for_the_one_in_use(weights, monkeypatch):
     monkeypatch.setattr(models, "_KEPT", 0)
-    known = Models(3)
+    known = Models(3, CPU)
     twins = []
     for seed in (0, 1, 0):
         path = weights(Plain, seed=seed)
         model, _ = build(Plain, path, known=known)
-        twins.append(
-            known.copy_untrained(model, backbone(Plain), trial(), path, DEPTHS, CPU, lambda: None)[0]
-        )
+        twins.append(known.copy_untrained(model, backbone(Plain), trial(), path, DEPTHS, lambda: None)[0])
     assert len({id(twin) for twin in twins}) == 3

@@ -14,7 +14,7 @@ from harness.leaderboard.bundle import write_bundle
 from harness.leaderboard.rerun import read_rerun
 from harness.leaderboard.submit import make_bundle, submit
 from harness.leaderboard.verify import verify, verify_file
-from harness.search.rerun import _like, rerun, rerun_of_study
+from harness.search.rerun import _as_it_ran, _like, rerun, rerun_of_study
 
 
 @pytest.fixture(scope="session")
@@ -61,6 +61,15 @@ def test_a_run_comes_out_again_bit_for_bit(own, registry, tmp_path):
 def test_a_rerun_takes_threads_and_device_from_the_record_and_nothing_that_was_stored(facts, device, threads):
     run = _like(dataclasses.replace(make_record(), environment=facts), RunConfig(device="cuda:1", cache_gb=9))
     assert (run.device, run.threads, run.cache_gb) == (device, threads, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("facts", "precision"), [({"precision": "bf16"}, "bf16"), ({"precision": "fp32"}, "fp32"), ({}, "fp32")]
+)
+def test_a_rerun_is_in_the_precision_that_auto_came_to_where_the_run_was_trained(facts, precision):
+    record = dataclasses.replace(make_record(), environment=facts)
+    assert record.config.precision == "auto"
+    assert _as_it_ran(record) == dataclasses.replace(record.config, precision=precision)
 
 
 def test_another_seed_is_found(bundle, registry, tmp_path):

@@ -222,6 +222,25 @@ def test_a_trial_says_how_it_ran(registry, engine, make_job, tmp_path, monkeypat
     assert np.array_equal(probabilities(job), expected)
 
 
+@pytest.mark.parametrize("depth", [0.5, 1.0])
+@pytest.mark.parametrize(("amx", "precision"), [(False, "fp32"), (True, "bf16")])
+def test_a_trial_computes_and_says_what_auto_comes_to(engine, make_job, monkeypatch, amx, precision, depth):
+    monkeypatch.setattr("harness.engine.precision.has_amx", lambda: amx)
+    asked = make_job(backbone="test_resnet.formula1", depth=depth, precision="auto")
+    named = make_job(backbone="test_resnet.formula1", depth=depth, precision=precision)
+    (found,), (expected,) = run(engine, [asked]), run(engine, [named])
+    assert found.environment["precision"] == expected.environment["precision"] == precision
+    assert np.array_equal(probabilities(asked), probabilities(named))
+
+
+def test_a_trial_that_fails_says_what_auto_came_to(engine, make_job, monkeypatch):
+    monkeypatch.setattr("harness.engine.precision.has_amx", lambda: True)
+    diverging = make_job(backbone="test_resnet.formula1", depth=0.0, precision="auto", lr=1e30, clip_grad=0.0)
+    (outcome,) = run(engine, [diverging])
+    assert outcome.state == "failed"
+    assert outcome.environment["precision"] == "bf16"
+
+
 def test_a_trial_that_reads_all_from_the_store_binds_no_prefix(engine, make_job, monkeypatch):
     from harness.engine.trace import TracedHalf
 

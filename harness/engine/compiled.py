@@ -64,7 +64,7 @@ def compile_training(
         loss: `(logits, labels) -> scalar`.
         inputs: A batch of images.
         labels: Its labels.
-        precision: As in `TrialConfig`.
+        precision: `fp32` or `bf16`.
         backend: Of `torch.compile`.
 
     Returns:

@@ -7,7 +7,7 @@ import platform
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -48,18 +48,6 @@ def choose_device(device: str) -> torch.device:
     return torch.device("cuda:0") if device == "cuda" else chosen
 
 
-def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
-    """Return the autocast context: bf16 on a GPU unless fp32 is asked for."""
-    if is_bf16(precision, device):
-        return torch.autocast(device.type, dtype=torch.bfloat16)
-    return nullcontext()
-
-
-def is_bf16(precision: str, device: torch.device) -> bool:
-    """Say what `auto` means on a device."""
-    return precision == "bf16" or (precision == "auto" and device.type == "cuda")
-
-
 def prepare_cublas() -> None:
     """Let cuBLAS give the same bits in each run; call before anything of this process runs on a GPU.
 
@@ -95,11 +83,17 @@ def chosen_kernels(device: torch.device, *, deterministic: bool) -> Iterator[Non
 
 
 def environment_facts(device: torch.device, precision: str, *, deterministic: bool = False) -> dict[str, str]:
-    """Return what a reader needs to repeat a run; nothing that names a user or a machine."""
+    """Return what a reader needs to repeat a run; nothing that names a user or a machine.
+
+    Args:
+        device: Where it ran.
+        precision: `fp32` or `bf16`; `auto` where it failed before that was settled.
+        deterministic: Whether a GPU gave the same bits in each run.
+    """
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return {
         "device": name,
-        "precision": "bf16" if is_bf16(precision, device) else "fp32",
+        "precision": precision,
         "deterministic": "yes" if deterministic or device.type == "cpu" else "no",
         "threads": str(torch.get_num_threads()),
         "processor": _processor(),

@@ -17,8 +17,8 @@ from torch.optim import Optimizer
 
 from harness import metrics
 from harness.engine.cut import Cut, Forward, bind_suffix
-from harness.engine.device import autocast
 from harness.engine.freeze import FreezePlan, set_train_mode
+from harness.engine.precision import autocast
 from harness.engine.source import Source
 from harness.records import EpochRecord, TrialConfig
 from harness.specs import OptimizerSpec, ParamGroup, ScheduleSpec
@@ -70,7 +70,7 @@ def fit(
     Args:
         model: On `device`, with `plan` applied.
         source: Yields the batches.
-        config: Epochs, batch size, learning rate and the like.
+        config: Epochs, batch size, learning rate and the like; its precision is not `auto`.
         plan: Says which modules stay in evaluation mode.
         cut: Says what of the model the batches have behind them.
         loss: `(logits, labels) -> scalar`.
@@ -209,7 +209,7 @@ def predict_split(
         run: The model's part after its cut.
         source: Yields the batches.
         split: Of them.
-        config: Batch size and precision.
+        config: Batch size and precision, which is not `auto`.
         device: Where it runs.
         on_step: Called after each batch.
 

@@ -5,14 +5,21 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-
-def preferred_layout(device: torch.device) -> torch.memory_format:
-    """Return what a device's convolutions are fastest in: channels last, except where it is untried."""
-    return torch.contiguous_format if device.type == "mps" else torch.channels_last
+_BLOCK = 16
+"""Channels that oneDNN's kernels take at a time, at most."""
 
 
-def lay_out(model: nn.Module, image_size: int, layout: torch.memory_format) -> None:
-    """Lay out a model's weights, unless it then fails: some networks view what they compute as it lies."""
+def lay_out(model: nn.Module, image_size: int, device: torch.device) -> None:
+    """Lay out a model's weights as suits a device, unless it then fails.
+
+    Some networks view what they compute as it lies.
+
+    Args:
+        model: On the CPU; maps (N, 3, image_size, image_size) to logits.
+        image_size: In pixels.
+        device: That it is going to run on.
+    """
+    layout = preferred_layout(model, device)
     model.to(memory_format=layout)
     if layout == torch.contiguous_format:
         return
@@ -27,6 +34,26 @@ def lay_out(model: nn.Module, image_size: int, layout: torch.memory_format) -> N
     finally:
         for module, training in modes.items():
             module.training = training
+
+
+def preferred_layout(model: nn.Module, device: torch.device) -> torch.memory_format:
+    """Return channels last, where convolutions are fastest, except where it is untried or unsafe."""
+    unsafe = device.type == "cpu" and any(_is_unsafe(module) for module in model.modules())
+    return torch.contiguous_format if device.type == "mps" or unsafe else torch.channels_last
+
+
+def _is_unsafe(module: nn.Module) -> bool:
+    """Say whether, channels last, the gradient of a layer's weights is written beyond its memory.
+
+    So it is by oneDNN where a convolution of one pixel takes steps over fewer channels than a block, as in
+    the stem of a RepVGG (uxlfoundation/oneDNN#6035; in torch 2.14).
+    """
+    return (
+        isinstance(module, nn.Conv2d)
+        and set(module.kernel_size) == {1}
+        and set(module.stride) != {1}
+        and module.in_channels // module.groups < _BLOCK
+    )
 
 
 def layout_of(model: nn.Module) -> torch.memory_format:

@@ -19,7 +19,6 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from harness import metrics
-from harness.engine.device import is_bf16
 from harness.engine.fit import DivergedError, Prediction, build_optimizer, warmed_up
 from harness.engine.randomness import RandomState
 from harness.engine.updates import rule_of, smoothing_of
@@ -74,7 +73,7 @@ class LinearHead:
         config = self.config = job.config
         self.batch = min(config.batch_size, train_size)
         self.steps_per_epoch, self.train_size = train_size // self.batch, train_size
-        self.dtype = torch.bfloat16 if is_bf16(config.precision, device) else torch.float32
+        self.dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
         self.images = 0
         self.seconds = self.epoch_seconds = self.train_loss = 0.0
         self.curve: list[EpochRecord] = []

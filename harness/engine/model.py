@@ -61,12 +61,12 @@ class Models:
 
     Args:
         num_classes: Of the data set.
-        layout: In memory, of the networks that can be laid out so; what crosses a cut follows it.
+        device: That the models are going to run on; how they lie in memory follows it.
     """
 
-    def __init__(self, num_classes: int, layout: torch.memory_format = torch.contiguous_format) -> None:
+    def __init__(self, num_classes: int, device: torch.device) -> None:
         self._num_classes = num_classes
-        self._layout = layout
+        self._device = device
         self._layouts: dict[tuple[str, int], torch.memory_format] = {}
         self._cuts: dict[tuple[object, ...], tuple[FreezePlan, Cut, Flops | None, str | None]] = {}
         # By weights and freeze depth: in brief what the prefix reads, and what is known of it.
@@ -117,10 +117,9 @@ class Models:
         config: TrialConfig,
         weights: Path | None,
         depths: Sequence[float],
-        device: torch.device,
         on_step: Callable[[], None],
     ) -> tuple[nn.Module, tuple[FrozenPart, ...]]:
-        """Return a copy that nobody trains, on a device, and what some freeze depths make of it.
+        """Return a copy that nobody trains, on the device, and what some freeze depths make of it.
 
         Copies are kept for later trials of the same weights, those last used if they are large.
 
@@ -131,7 +130,6 @@ class Models:
             weights: Its checkpoint.
             depths: Of the study; those that cannot be cut are left out. Random weights are shared with no
                 other trial, so that none of them counts.
-            device: Of the copy.
             on_step: Called after each depth.
         """
         key = self._origin(config, weights)
@@ -142,7 +140,7 @@ class Models:
                 parts.append(self._part(twin, backbone, config, weights, depth))
                 on_step()
             cut = tuple(part for part in parts if part.cut.method != "none")
-            twin = twin.to(device)
+            twin = twin.to(self._device)
             self._copies[key] = _Copy(model=twin, parts=cut, mould=Mould(twin), seed=config.seed)
         found = self._copies[key] = self._copies.pop(key)
         while len(self._copies) > 1 and sum(_bytes_of(kept.model) for kept in self._copies.values()) > _KEPT:
@@ -155,7 +153,7 @@ class Models:
         if key in self._layouts:
             model.to(memory_format=self._layouts[key])
         else:
-            lay_out(model, config.image_size, self._layout)
+            lay_out(model, config.image_size, self._device)
             self._layouts[key] = layout_of(model)
 
     def _part(

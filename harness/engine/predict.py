@@ -13,8 +13,9 @@ import torch
 from harness.data.bank import centre_crop, prepare, short_side
 from harness.data.decode import DECODE, decode
 from harness.data.views import normalise, send
-from harness.engine.device import autocast, choose_device, chosen_kernels
-from harness.engine.layout import lay_out, layout_of, preferred_layout
+from harness.engine.device import choose_device, chosen_kernels
+from harness.engine.layout import lay_out, layout_of
+from harness.engine.precision import autocast
 from harness.errors import PluginError, StorageError
 from harness.registry import Registry
 from harness.specs import InputSpec
@@ -68,7 +69,7 @@ def predict(
             why=str(error).splitlines()[0],
             fixes=["install the versions that the card names"],
         ) from error
-    lay_out(model.eval(), inputs.size, preferred_layout(target))
+    lay_out(model.eval(), inputs.size, target)
     model.to(target)
     layout = layout_of(model)
     resize = short_side(inputs.size, inputs.crop)

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from harness.data.views import send
 from harness.documents import digest
 from harness.engine.cost import Bandwidth, is_worth_storing
-from harness.engine.device import autocast
 from harness.engine.freeze import set_train_mode
 from harness.engine.model import FrozenPart
+from harness.engine.precision import autocast
 from harness.engine.source import Images
 from harness.engine.store import ActivationStore, Entry, EntrySpec, TensorSpec
 from harness.engine.trace import TracedHalf, join_prefixes
@@ -65,7 +65,7 @@ class Prefix:
         facts: All that the activations depend on beside the frozen part, the images and their order.
         sharing: Decides with the measured cost whether storing is worth it.
         batch_size: Of the training.
-        precision: As in `TrialConfig`.
+        precision: `fp32` or `bf16`.
         bandwidth: Of the store, as measured so far.
         on_step: Called after each pass.
     """

@@ -24,8 +24,9 @@ from harness.engine.device import (
     prepare_cublas,
 )
 from harness.engine.job import EngineSettings, TrialJob
-from harness.engine.layout import layout_of, name_layout, preferred_layout
+from harness.engine.layout import layout_of, name_layout
 from harness.engine.model import FrozenPart, Models
+from harness.engine.precision import Precision, choose_precision
 from harness.engine.prefix import Prefix, Sharing
 from harness.engine.residency import Residency, budget_of
 from harness.engine.source import Images, Source
@@ -40,6 +41,8 @@ from harness.specs import BackboneSpec, InputSpec
 class Opened:
     """A trial that is ready to train."""
 
+    config: TrialConfig
+    """The trial's, with the precision that `auto` comes to."""
     model: nn.Module
     part: FrozenPart
     images: Images
@@ -76,7 +79,9 @@ class Setup:
         self._store = ActivationStore(folder, budget)
         self._bandwidth = Bandwidth()
         self._banks: dict[tuple[str, int, str], Bank] = {}
-        self._models = Models(len(settings.manifest.classes), preferred_layout(self.device))
+        # By backbone and what was asked for.
+        self._precisions: dict[tuple[str, str], Precision] = {}
+        self._models = Models(len(settings.manifest.classes), self.device)
         self.residency: Residency[ResidentBank] = Residency(budget_of(self.device, settings.gpu_share))
         """What stays in the memory of a GPU."""
 
@@ -94,8 +99,9 @@ class Setup:
                 torch.cuda.empty_cache()
 
     def facts(self, config: TrialConfig) -> dict[str, str]:
-        """Return what a trial runs on."""
-        return environment_facts(self.device, config.precision, deterministic=self._deterministic)
+        """Return what a trial runs on; its precision is known from the first trial of its backbone on."""
+        precision = self._precisions.get((config.backbone, config.precision), config.precision)
+        return environment_facts(self.device, precision, deterministic=self._deterministic)
 
     def build(self, job: TrialJob, *, reuse: bool = False) -> tuple[nn.Module, FrozenPart]:
         """Build a trial's model and freeze it; `reuse` as in `Models.build`."""
@@ -109,11 +115,14 @@ class Setup:
             torch.cuda.reset_peak_memory_stats(self.device)
         backbone = self._registry.backbones.get(job.config.backbone).spec
         model, part = built
+        precision = choose_precision(job.config.precision, self.device, model)
+        self._precisions[job.config.backbone, job.config.precision] = precision
+        job = dataclasses.replace(job, config=dataclasses.replace(job.config, precision=precision))
         inputs = input_of(backbone, job.config)
         images = self._images(job.config, job.test, inputs, layout_of(model), on_step)
         prefix = self._prefix(model, part, job, images, on_step)
         on_step()
-        return Opened(model=model, part=part, images=images, prefix=prefix)
+        return Opened(config=job.config, model=model, part=part, images=images, prefix=prefix)
 
     def compile(
         self, model: nn.Module, part: FrozenPart, source: Source, loss: nn.Module, config: TrialConfig
@@ -145,9 +154,7 @@ class Setup:
         if part.cut.method == "none":
             return None
         backbone = self._registry.backbones.get(config.backbone).spec
-        twin, parts = self._models.copy_untrained(
-            model, backbone, config, job.weights, job.depths, self.device, on_step
-        )
+        twin, parts = self._models.copy_untrained(model, backbone, config, job.weights, job.depths, on_step)
         facts = self.facts(config)
         return Prefix(
             twin,

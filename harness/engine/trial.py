@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 
@@ -11,7 +12,6 @@ from torch import Tensor, nn
 
 from harness.engine.batched import HeadJob, HeadResult, fit_heads
 from harness.engine.cut import bind_suffix
-from harness.engine.device import is_bf16
 from harness.engine.features import Features
 from harness.engine.finished import Finished, conclude
 from harness.engine.fit import DivergedError, fit, predict_split
@@ -102,11 +102,10 @@ class Engine:
     ) -> TrialOutcome:
         """Train what lies behind the cut, alone."""
         began = time.perf_counter()
-        config = job.config
         (start,) = self._prober.find_starts([job], on_step)
         opened = self._setup.open(job, self._setup.build(job, reuse=not start.is_built), on_step)
         start.place(opened.model)
-        model, part = opened.model.to(self.device), opened.part
+        config, model, part = opened.config, opened.model.to(self.device), opened.part
         source = Source(opened.images, opened.prefix or opened.images)
         loss = self._loss(config)
         forward, execution = self._setup.compile(model, part, source, loss, config)
@@ -176,7 +175,7 @@ class Engine:
         features = Features(opened.images, opened.prefix, self._setup.residency.claim)
         head_jobs = [
             HeadJob(
-                config=job.config,
+                config=dataclasses.replace(job.config, precision=opened.config.precision),
                 weight=weight,
                 bias=bias,
                 loss=self._loss(job.config),
@@ -221,7 +220,7 @@ class Engine:
             assert result.val is not None and opened.part.head is not None
             predictions = {"val": result.val}
             if job.test:
-                dtype = torch.bfloat16 if is_bf16(config.precision, self.device) else torch.float32
+                dtype = torch.bfloat16 if opened.config.precision == "bf16" else torch.float32
                 rows = features.split("test").to(self.device)
                 probabilities = predict_heads([result.head], rows, dtype)[0].numpy()
                 if not np.isfinite(probabilities).all():

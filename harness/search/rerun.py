@@ -22,7 +22,7 @@ from harness.leaderboard.submit import make_bundle
 from harness.leaderboard.verify import verify
 from harness.predictions import read_predictions
 from harness.provenance import package_digests, package_versions
-from harness.records import TrialRecord, folder_of
+from harness.records import TrialConfig, TrialRecord, folder_of
 from harness.registry import Registry
 from harness.search.executors import Executor, build_executor
 from harness.search.folder import StudyFolder
@@ -103,7 +103,7 @@ def rerun(
                 job = TrialJob(
                     kind="final",
                     number=record.number,
-                    config=record.config,
+                    config=_as_it_ran(record),
                     weights=resolved.path,
                     folder=folder / folder_of("final", record.number, record.config.seed),
                     test=manifest.of("test"),
@@ -146,6 +146,12 @@ def _train(
             kind: registry.provider(kind, getattr(record.config, field)) for field, kind in COMPONENTS.items()
         },
     )
+
+
+def _as_it_ran(record: TrialRecord) -> TrialConfig:
+    """Return the configuration of a training in the precision that `auto` came to on its machine."""
+    bf16 = record.environment.get("precision") == "bf16"
+    return dataclasses.replace(record.config, precision="bf16" if bf16 else "fp32")
 
 
 def _like(record: TrialRecord, run: RunConfig) -> RunConfig:
