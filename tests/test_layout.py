@@ -72,6 +72,14 @@ def test_a_model_that_views_what_it_computes_stays_as_it_was():
     assert torch.equal(model(images), expected)
 
 
+def test_a_model_with_weights_of_five_dimensions_stays_as_it_was():
+    model = Plain()
+    model.volume = nn.Conv3d(1, 1, 3)
+    lay_out(model, 16, CPU)
+    assert layout_of(model) == torch.contiguous_format
+    assert all(weight.is_contiguous() for weight in model.parameters())
+
+
 def test_a_model_without_convolutions_takes_images_as_they_come():
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 2))
     lay_out(model, 16, CPU)

@@ -12,7 +12,7 @@ _BLOCK = 16
 def lay_out(model: nn.Module, image_size: int, device: torch.device) -> None:
     """Lay out a model's weights as suits a device, unless it then fails.
 
-    Some networks view what they compute as it lies.
+    Some networks view what they compute as it lies, and some have weights of five dimensions.
 
     Args:
         model: On the CPU; maps (N, 3, image_size, image_size) to logits.
@@ -20,13 +20,14 @@ def lay_out(model: nn.Module, image_size: int, device: torch.device) -> None:
         device: That it is going to run on.
     """
     layout = preferred_layout(model, device)
-    model.to(memory_format=layout)
     if layout == torch.contiguous_format:
+        model.to(memory_format=layout)
         return
     modes = {module: module.training for module in model.modules()}
     like = next(model.parameters())
     model.eval()
     try:
+        model.to(memory_format=layout)
         with torch.no_grad():
             model(like.new_zeros(2, 3, image_size, image_size).contiguous(memory_format=layout))
     except RuntimeError:
