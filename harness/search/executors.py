@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
-from multiprocessing import Pipe
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +16,7 @@ from harness.engine.job import EngineSettings, ProbeJob, TrialJob, TrialOutcome,
 from harness.errors import HarnessError
 from harness.records import EpochRecord, ProbeRecord
 from harness.registry import Registry
+from harness.search.child import Child, PipeError, start_child
 from harness.search.folder import unwritable
 from harness.search.signals import StopSignal
 
@@ -27,10 +24,6 @@ _POLL = 0.2
 """Seconds between looks at whether the study was asked to stop."""
 _STARTUP = 300
 """Seconds that a child has to import torch and build its engine, whatever `stall` says."""
-
-
-class _PipeError(Exception):
-    """The worker process has closed its end of the connection."""
 
 
 class _GoneError(Exception):
@@ -82,22 +75,27 @@ class InlineExecutor:
 class ProcessExecutor:
     """Runs trials in one long-lived child process, replaced when it dies or hangs.
 
-    The child starts at once, so that it imports torch while the parent opens the study's database.
-
     Args:
         settings: What the child's engine is built from.
         log: File for the child's output.
         stall: Seconds without a sign of life after which the child counts as hung.
+        child: The first one; this closes it.
+
+    Raises:
+        StorageError: The log cannot be written.
     """
 
-    def __init__(self, settings: EngineSettings, *, log: Path, stall: int) -> None:
+    def __init__(self, settings: EngineSettings, *, log: Path, stall: int, child: Child) -> None:
         self._settings = settings
         self._log = log
         self._stall = stall
-        self._process: subprocess.Popen[bytes] | None = None
-        self._connection: Connection[Any, Any] | None = None
+        self._child: Child | None = child
         self._is_up = self._is_configured = False
-        self._start()
+        try:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            log.touch()
+        except OSError as error:
+            raise unwritable(log.parent, error) from error
 
     def run(
         self, jobs: Sequence[TrialJob], on_epoch: Callable[[int, EpochRecord], bool], stop: StopSignal
@@ -133,20 +131,22 @@ class ProcessExecutor:
             Interrupted: A signal came.
             HarnessError: The machine failed.
         """
-        if self._process is None:
-            self._start()
+        if self._child is None:
+            self._child = Child()
+            self._is_up = self._is_configured = False
+        child = self._child
         heard = time.monotonic()
         try:
             if not self._is_configured:
                 # Once for all trials: the manifest of an array data set holds its pixels.
-                self._send(self._settings)
+                child.send((self._settings, str(self._log)))
                 self._is_configured = True
-            self._send(request)
+            child.send(request)
             while True:
                 if stop.code:
                     self.close()
                     stop.check()
-                message = self._receive()
+                message = child.receive(_POLL)
                 if message is None:
                     # A child that still imports torch is slow, not hung.
                     patience = self._stall if self._is_up else max(self._stall, _STARTUP)
@@ -158,75 +158,33 @@ class ProcessExecutor:
                 self._is_up = True
                 what, value = message
                 if what == "epoch":
-                    self._send(on_epoch(*value))
+                    child.send(on_epoch(*value))
                 elif what == "done":
                     return value
                 elif what == "refused":
                     raise value
-        except _PipeError:
-            code = self._process.wait() if self._process else 0
+        except PipeError:
+            code = child.wait()
             self.close()
             raise _GoneError(f"crash: the worker process ended with {_exit_name(code)}") from None
 
-    def _send(self, value: object) -> None:
-        assert self._connection is not None
-        try:
-            self._connection.send(value)
-        except OSError as error:
-            raise _PipeError from error
-
-    def _receive(self) -> tuple[str, Any] | None:
-        """Return a message, or None when there was none for a moment."""
-        assert self._connection is not None
-        try:
-            if not self._connection.poll(_POLL):
-                return None
-            message: tuple[str, Any] = self._connection.recv()
-        except (EOFError, OSError) as error:
-            raise _PipeError from error
-        return message
-
     def close(self) -> None:
         """Kill the child and forget it."""
-        process, self._process = self._process, None
-        if process is not None:
-            process.kill()
-            process.wait()
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        child, self._child = self._child, None
+        if child is not None:
+            child.close()
+            # Not worth an error, least of all on a full disk.
+            with contextlib.suppress(OSError), self._log.open("a", encoding="utf-8") as log:
+                log.write(child.early_output)
 
     def _tail(self) -> str:
         """Return the end of what the child printed."""
         return self._log.read_text(errors="replace")[-4000:] if self._log.exists() else ""
 
-    def _start(self) -> None:
-        ours, theirs = Pipe()
-        try:
-            self._log.parent.mkdir(parents=True, exist_ok=True)
-            log = self._log.open("ab")
-        except OSError as error:
-            ours.close()
-            theirs.close()
-            raise unwritable(self._log.parent, error) from error
-        # The child sees the modules this process sees, whatever the current folder holds.
-        path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
-        with log, theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "harness.search.worker", str(theirs.fileno())],
-                env={**os.environ, "PYTHONPATH": path},
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                # A Ctrl-C in the terminal is the parent's to handle.
-                start_new_session=True,
-            )
-        self._connection = ours
-        self._is_up = self._is_configured = False
 
-
-def build_executor(run: RunConfig, registry: Registry, manifest: Manifest, *, log: Path) -> Executor:
+def build_executor(
+    run: RunConfig, registry: Registry, manifest: Manifest, *, log: Path, child: Child | None = None
+) -> Executor:
     """Return what runs the trainings of a study; it is never given the test split, only some of its jobs are.
 
     Args:
@@ -234,6 +192,7 @@ def build_executor(run: RunConfig, registry: Registry, manifest: Manifest, *, lo
         registry: The plugins; a process loads the same.
         manifest: The data set.
         log: File for the output of a process.
+        child: The process, where it has been started; this closes it.
 
     Raises:
         UsageError: The device is not there.
@@ -249,10 +208,10 @@ def build_executor(run: RunConfig, registry: Registry, manifest: Manifest, *, lo
         deterministic=run.deterministic,
         compile=run.compile,
     )
-    # The pipe to a worker is a file descriptor it inherits, which Windows does not have.
-    if run.executor == "inline" or os.name != "posix":
+    child = child or start_child(run)
+    if child is None:
         return InlineExecutor(settings, registry)
-    return ProcessExecutor(settings, log=log, stall=run.stall)
+    return ProcessExecutor(settings, log=log, stall=run.stall, child=child)
 
 
 def _exit_name(code: int) -> str:

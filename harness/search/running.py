@@ -22,6 +22,7 @@ from harness.records import (
 from harness.registry import Registry
 from harness.samples import write_samples
 from harness.search.budget import Budget
+from harness.search.child import Child
 from harness.search.cost import CostModel
 from harness.search.executors import build_executor
 from harness.search.folder import StudyFolder
@@ -51,6 +52,7 @@ class RunningStudy:
         weights: Mapping[str, ResolvedWeights],
         budget: Budget,
         stop: StopSignal,
+        child: Child | None = None,
     ) -> None:
         self._config = config
         self._registry = registry
@@ -61,6 +63,7 @@ class RunningStudy:
         self._index = Index(folder, config)
         self._stop = stop
         self._budget = budget
+        self._child = child
 
     def run(self, *, search: bool = True) -> StudyResult:
         """Run to the end, or until a signal.
@@ -74,7 +77,11 @@ class RunningStudy:
         """
         with self._index.errors(), self._stop.polled():
             self._executor = build_executor(
-                self._config.run, self._registry, self._manifest, log=self._folder.path / "worker.log"
+                self._config.run,
+                self._registry,
+                self._manifest,
+                log=self._folder.path / "worker.log",
+                child=self._child,
             )
             try:
                 return self._run(search=search)

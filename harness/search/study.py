@@ -18,6 +18,7 @@ from harness.errors import StorageError, UsageError
 from harness.records import study_folders
 from harness.registry import Registry, load_registry
 from harness.search.budget import Budget
+from harness.search.child import start_child
 from harness.search.folder import (
     ImportedTrial,
     StudyFolder,
@@ -68,12 +69,15 @@ def run_study(
     stop = StopSignal()
     # Its time is that of the whole command: reading the data set and fetching weights are part of it.
     budget = Budget(config.budget, config.finalize)
-    with stop.installed():
+    with stop.installed(), contextlib.ExitStack() as stack:
         # Names and weights are checked before data are read, unless a study has frozen what they mean.
         _look_at_data(config, registry)
         space = None if _was_asked(config, runs) else resolve_space(config, registry, where=where)
         if space is not None:
             _preflight(space, config, registry, fetch=False)
+        child = start_child(config.run)
+        if child:
+            stack.callback(child.close)
         manifest = _load_once(config, registry, space) if space else _load(config, registry)
         protocol = manifest.protocol().digest
         name = config.name or default_name(manifest.dataset, config, protocol)
@@ -103,7 +107,7 @@ def run_study(
                 )
             _check_weights(folder, _digests(weights))
             folder.want(_placed(config, registry))
-            return RunningStudy(config, registry, manifest, folder, weights, budget, stop).run()
+            return RunningStudy(config, registry, manifest, folder, weights, budget, stop, child).run()
 
 
 def finalize_study(

@@ -40,7 +40,8 @@ def main() -> None:
         return verdict
 
     try:
-        settings = connection.recv()
+        settings, log = connection.recv()
+        _print_to(log)
         try:
             engine = Engine(load_registry(settings.plugins), settings)
         except HarnessError as error:
@@ -61,6 +62,16 @@ def main() -> None:
     except (EOFError, BrokenPipeError, ConnectionResetError):
         # The parent is gone; nobody is left to report to.
         return
+
+
+def _print_to(log: str) -> None:
+    """Let all that this process prints, and the libraries in it, go to the end of a file."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    file = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    for own in (1, 2):
+        os.dup2(file, own)
+    os.close(file)
 
 
 def _end_with_parent(parent: int) -> None:
