@@ -12,7 +12,9 @@ For each model and depth, everything being decoded and stored:
 
 Seconds are those of the CPU, but for the last; the least of some counts.
 
-usage: engine_speed.py [--model NAME ...] [--depth D ...] [--images 64] [--batch 16]
+Both compute in what `auto` comes to, unless `--precision` or `--plain-precision` says otherwise.
+
+usage: engine_speed.py [--model NAME ...] [--depth D ...] [--images 64] [--batch 16] [--precision fp32]
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ from harness.engine.cut import bind_suffix
 from harness.engine.freeze import set_train_mode
 from harness.engine.job import EngineSettings, TrialJob
 from harness.engine.model import Models
+from harness.engine.precision import autocast, choose_precision
 from harness.engine.setup import input_of
 from harness.engine.trial import Engine
 from harness.isolation import seed_all
@@ -60,6 +63,7 @@ HEADINGS = (
     "step, S",
     "of (P + 3S) / 3S",
     "same bits",
+    "precision",
     "prefix, s",
     "cut",
 )
@@ -72,6 +76,8 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=64, help="for training; a third as many for validation")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--epochs", type=int, default=3, help="of each loop, at least 2")
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of the engine")
+    parser.add_argument("--plain-precision", choices=("fp32", "bf16"), help="default: that of the engine")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as work:
@@ -122,7 +128,12 @@ def measure(name, depth, folder, work, registry, arguments) -> list[str]:
                 # From the trial's seed, for both loops.
                 "head_init": "xavier",
             },
-            "train": {"epochs": arguments.epochs, "batch_size": arguments.batch, "image_size": SIZE},
+            "train": {
+                "epochs": arguments.epochs,
+                "batch_size": arguments.batch,
+                "image_size": SIZE,
+                "precision": arguments.precision,
+            },
         }
     )
     space = resolve_space(study, registry)
@@ -133,7 +144,9 @@ def measure(name, depth, folder, work, registry, arguments) -> list[str]:
     transform = partial(to_tensor, inputs=inputs)
     # A head alone takes no step of this kind.
     cut = 0 < depth < 1
-    frozen, suffix = time_halves(model, part, arguments.batch) if cut else (0.0, 0.0)
+    precision = choose_precision(config.precision, torch.device("cpu"), model)
+    halves = partial(time_halves, model, part, arguments.batch, precision)
+    frozen, suffix = halves() if cut else (0.0, 0.0)
     plain = train_plain(
         model,
         part.plan,
@@ -145,11 +158,12 @@ def measure(name, depth, folder, work, registry, arguments) -> list[str]:
         seed=0,
         fused=True,
         layout=LAYOUT,
+        precision=arguments.plain_precision or precision,
         transform=transform,
     )
     if cut:
         # Once more: what runs beside this comes and goes.
-        frozen, suffix = np.minimum((frozen, suffix), time_halves(model, part, arguments.batch))
+        frozen, suffix = np.minimum((frozen, suffix), halves())
     manifest = load_manifest(str(folder), registry, rules=SplitRules()).without("test")
     settings = EngineSettings(plugins=(), manifest=manifest, device="cpu", threads=1, home=work / "home")
     engine = Engine(registry, settings)
@@ -193,6 +207,7 @@ def measure(name, depth, folder, work, registry, arguments) -> list[str]:
         step,
         share,
         "yes" if off == 0 else f"{off:.0e}",
+        precision,
         f"{first.cost.prefix_seconds:.2f}",
         first.cost.cut,
     ]
@@ -210,14 +225,14 @@ def to_tensor(image: Image.Image, inputs) -> torch.Tensor:
     return normalise(centre_crop(pixels, inputs.size)[None], inputs.mean, inputs.std)[0]
 
 
-def time_halves(model, part, batch: int) -> tuple[float, float]:
+def time_halves(model, part, batch: int, precision: str) -> tuple[float, float]:
     """Return CPU seconds of a forward pass of a batch through what is frozen, and through what trains."""
     images = torch.randn(batch, 3, SIZE, SIZE).contiguous(memory_format=LAYOUT)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     half, run = part.cut.half(True), bind_suffix(model, part.cut)
     prefix = half.bind_prefix(model)
     set_train_mode(model, part.plan)
-    with torch.no_grad():
+    with torch.no_grad(), autocast(precision, torch.device("cpu")):
         stored = half.boundary.pack(prefix(images))
         seconds = least_seconds(lambda: prefix(images)), least_seconds(lambda: run(stored, True))
     model.load_state_dict(before)

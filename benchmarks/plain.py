@@ -75,6 +75,7 @@ def train_plain(
     optimizer: str = "adamw",
     fused: bool = False,
     layout: torch.memory_format = torch.contiguous_format,
+    precision: str = "fp32",
     transform: Callable[[Image.Image], Tensor] | None = None,
 ) -> PlainResult:
     """Train a model to which a plan is applied.
@@ -91,6 +92,7 @@ def train_plain(
         optimizer: timm's name of it.
         fused: Whether to take torch's fused kernels for it.
         layout: Of the model and its images in memory.
+        precision: `fp32`, or `bf16` by autocast.
         transform: From an image to (3, size, size); None: short side and centre crop by torchvision.
     """
     transform = transform or resize_and_crop(size)
@@ -101,6 +103,7 @@ def train_plain(
     # timm leaves biases and norms out of the weight decay.
     kernels = {"fused": True} if fused else {}
     updater = timm.optim.create_optimizer_v2(model, opt=optimizer, lr=lr, weight_decay=0.05, **kernels)
+    amp = partial(torch.autocast, "cpu", torch.bfloat16, enabled=precision == "bf16")
     factor = partial(_warmed_up_cosine, epochs * (len(train) // batch))
     schedule = torch.optim.lr_scheduler.LambdaLR(updater, factor)
     seconds, scores, steps = [], [], []
@@ -114,7 +117,9 @@ def train_plain(
         for images, labels in DataLoader(train, batch, sampler=order, drop_last=True, generator=generator):
             images = images.contiguous(memory_format=layout)
             start = time.process_time()
-            loss = cross_entropy(model(images), labels)
+            with amp():
+                logits = model(images)
+            loss = cross_entropy(logits.float(), labels)
             updater.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(trainable, 1.0)
@@ -122,9 +127,9 @@ def train_plain(
             schedule.step()
             steps.append(time.process_time() - start)
         model.eval()
-        with torch.inference_mode():
+        with torch.inference_mode(), amp():
             found = [
-                (model(images.contiguous(memory_format=layout)).softmax(1), labels)
+                (model(images.contiguous(memory_format=layout)).float().softmax(1), labels)
                 for images, labels in DataLoader(val, batch, generator=generator)
             ]
         probabilities, truth = (torch.cat(part) for part in zip(*found, strict=True))
