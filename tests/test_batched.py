@@ -323,6 +323,21 @@ def test_outputs_that_are_not_finite_are_a_divergence_though_every_loss_was_fini
     assert result.val is None
 
 
+@pytest.mark.parametrize(("num_classes", "dim"), [(12, 96), (10, 192), (102, 512)])
+def test_heads_in_bf16_answer_as_the_layer_does_in_the_whole_model(num_classes, dim):
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(dim, num_classes)
+    layer.weight.data *= 4
+    features = torch.randn(1000, dim).bfloat16()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        logits = torch.cat([layer(part) for part in features.split(32)])
+    (found,) = predict_heads([(layer.weight.detach(), layer.bias.detach())], features, torch.bfloat16)
+    expected = logits.float().softmax(dim=1)
+    # Rounded twice, some five of a thousand are another class.
+    assert (found.argmax(dim=1) != expected.argmax(dim=1)).sum() <= 1
+    assert (found - expected).abs().mean() < 1e-4
+
+
 def test_a_pruned_head_stops_and_the_others_keep_their_bits(make):
     asked = []
 

@@ -253,9 +253,11 @@ def predict_heads(
     for start in range(0, len(features), _EVAL_ROWS):
         part = features[start : start + _EVAL_ROWS].to(dtype).t()
         for (weight, bias), out in zip(heads, logits[:, :, : part.shape[1]], strict=True):
-            torch.mm(weight, part, out=out)
-            if bias is not None:
-                out += bias
+            if bias is None:
+                torch.mm(weight, part, out=out)
+            else:
+                # In one, as a layer does: in bf16 a sum that is rounded twice is another class now and then.
+                torch.addmm(bias, weight, part, out=out)
         # Classes first: over a few numbers that lie side by side torch's softmax is many times slower. Its
         # logarithm, as in training: how softmax itself rounds depends on how many heads there are.
         torch.exp(torch.log_softmax(logits.float(), dim=1, out=shares), out=shares)
