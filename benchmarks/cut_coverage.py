@@ -2,13 +2,14 @@
 
 Every cut is compared with the whole model twice: by the engine, which takes another way where they differ,
 and here, on images and random numbers that the engine has not seen: what differs only here is a silent
-mismatch. Models lie in memory as the engine lays them on a CPU.
+mismatch. Models lie in memory as the engine lays them on a CPU. The engine compares in fp32; here what a trial
+on a GPU, or on a CPU with AMX, computes in can be taken instead: `--precision bf16`.
 
 Some modules have no small model, or take large images. Those in `REDUCED` are built by timm's own entry point
 with narrower layers, or get smaller images: it is the module's code that is cut, at its full depth. `--size`
 gives smaller images to every model that takes them.
 
-usage: cut_coverage.py [--largest 30] [--size 128] [--only MODULE ...] [--out FILE]
+usage: cut_coverage.py [--largest 30] [--size 128] [--only MODULE ...] [--precision bf16] [--out FILE]
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from harness.engine.cut import TOLERANCE, Cut, bind_suffix, cut_model
 from harness.engine.freeze import FreezePlan, apply_freeze, plan_freeze, set_train_mode
 from harness.engine.layers import undisturbed
 from harness.engine.layout import lay_out, layout_of, name_layout
+from harness.engine.precision import autocast
 from harness_builtin.backbones import find_timm_head, list_timm, list_timm_blocks
 
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -82,6 +84,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=1024, help="of images, at most, where models allow it")
     parser.add_argument("--only", nargs="*", help="timm model modules; default: all")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--out", type=Path, help="JSON lines; models that were run are left out")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -94,7 +97,7 @@ def main() -> None:
         if module in done and done[module]["methods"]:
             continue
         names = [name for name in timm.list_models(module=module) if name in known]
-        entry = measure(module, names, arguments.largest, arguments.size)
+        entry = measure(module, names, arguments.largest, arguments.size, arguments.precision)
         done[module] = entry
         if arguments.out:
             with arguments.out.open("a", encoding="utf-8") as file:
@@ -119,7 +122,7 @@ def print_tables(entries: Sequence[Mapping[str, Any]]) -> None:
             print(f"| {entry['module']} | {entry['model']} | {entry['size']} | {options or '-'} |")
 
 
-def measure(module: str, names: list[str], largest: float, limit: int) -> dict[str, Any]:
+def measure(module: str, names: list[str], largest: float, limit: int, precision: str) -> dict[str, Any]:
     """Cut the smallest model of a module at each depth."""
     reduced = REDUCED.get(module)
     options = dict(reduced.options) if reduced else {}
@@ -142,7 +145,7 @@ def measure(module: str, names: list[str], largest: float, limit: int) -> dict[s
         smaller = options | ({"img_size": limit} if cfg.fixed_input_size else {})
         size, options = (limit, smaller) if runs(name, smaller, limit) else (size, options)
     began = time.process_time()
-    tries = [try_cut(name, options, size, depth) for depth in DEPTHS]
+    tries = [try_cut(name, options, size, depth, precision) for depth in DEPTHS]
     return entry | {
         "model": name,
         "size": size,
@@ -167,7 +170,7 @@ def runs(name: str, options: Mapping[str, Any], size: int) -> bool:
     return True
 
 
-def try_cut(name: str, options: Mapping[str, Any], size: int, depth: float) -> Try:
+def try_cut(name: str, options: Mapping[str, Any], size: int, depth: float, precision: str) -> Try:
     """Cut a model at a freeze depth and compare it with the whole."""
     try:
         torch.manual_seed(0)
@@ -178,13 +181,13 @@ def try_cut(name: str, options: Mapping[str, Any], size: int, depth: float) -> T
         plan = plan_freeze(model, depth, blocks=blocks, head=head(model), image_size=size)
         apply_freeze(model, plan)
         cut = cut_model(model, plan, size)
-        off = largest_difference(model, plan, cut, size)
+        off = largest_difference(model, plan, cut, size, precision)
     except Exception as error:
         return Try(method="failed", why=f"{type(error).__name__}: {error}")
     return Try(method=cut.method, why=cut.why, off=off, layout=name_layout(layout_of(model)))
 
 
-def largest_difference(model: nn.Module, plan: FreezePlan, cut: Cut, size: int) -> float:
+def largest_difference(model: nn.Module, plan: FreezePlan, cut: Cut, size: int, precision: str) -> float:
     """Compare a cut with the whole model: logits of an evaluation; logits and gradients of a training step.
 
     Returns:
@@ -197,12 +200,13 @@ def largest_difference(model: nn.Module, plan: FreezePlan, cut: Cut, size: int) 
     off = 0.0
     for training in (False, True):
         half = cut.half(training)
-        with undisturbed(model), torch.no_grad():
+        with undisturbed(model), torch.no_grad(), autocast(precision, images.device):
             if training:
                 set_train_mode(model, plan)
             stored = half.boundary.pack(half.bind_prefix(model)(images.clone()))
-        whole = step(model, plan, partial(model, images.clone()), training)
-        parts = step(model, plan, partial(bind_suffix(model, cut), stored, training), training)
+        whole = step(model, plan, partial(model, images.clone()), training, precision)
+        suffix = partial(bind_suffix(model, cut), stored, training)
+        parts = step(model, plan, suffix, training, precision)
         for expected, found in zip(whole, parts, strict=True):
             if not torch.equal(expected, found):
                 scale = max(float(expected.abs().max()), TOLERANCE)
@@ -210,13 +214,16 @@ def largest_difference(model: nn.Module, plan: FreezePlan, cut: Cut, size: int) 
     return off
 
 
-def step(model: nn.Module, plan: FreezePlan, forward: Callable[[], Tensor], training: bool) -> list[Tensor]:
+def step(
+    model: nn.Module, plan: FreezePlan, forward: Callable[[], Tensor], training: bool, precision: str
+) -> list[Tensor]:
     """Return the logits, and in train mode the gradients of the parameters that train."""
     with undisturbed(model), torch.set_grad_enabled(training):
         if training:
             set_train_mode(model, plan)
         torch.manual_seed(12)
-        logits = forward()
+        with autocast(precision, torch.device("cpu")):
+            logits = forward().float()
         if not training:
             return [logits]
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]

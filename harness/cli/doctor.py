@@ -108,16 +108,18 @@ def _device(name: str) -> Finding:
     import torch
 
     from harness.engine.device import choose_device
+    from harness.engine.precision import has_amx
 
     device = choose_device("auto")
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         text = f"{torch.cuda.get_device_name(device)}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free"
         return Finding(check=name, verdict="ok", text=text)
+    amx = ", and AMX for bf16" if device.type == "cpu" and has_amx() else ""
     return Finding(
         check=name,
         verdict="warn",
-        text=f"no GPU: trials run on {device.type} with {torch.get_num_threads()} threads",
+        text=f"no GPU: trials run on {device.type} with {torch.get_num_threads()} threads{amx}",
         fix="small backbones, small --image-size and few images train well on a CPU",
     )
 
