@@ -2,8 +2,8 @@
 
 Every cut is compared with the whole model twice: by the engine, which takes another way where they differ,
 and here, on images and random numbers that the engine has not seen: what differs only here is a silent
-mismatch. Models lie in memory as the engine lays them on a CPU. The engine compares in fp32; here what a trial
-on a GPU, or on a CPU with AMX, computes in can be taken instead: `--precision bf16`.
+mismatch. Models lie in memory as the engine lays them on a CPU. The engine compares in fp32; `--precision
+bf16` takes here what trials on a GPU compute in.
 
 Some modules have no small model, or take large images. Those in `REDUCED` are built by timm's own entry point
 with narrower layers, or get smaller images: it is the module's code that is cut, at its full depth. `--size`
