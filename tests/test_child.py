@@ -6,7 +6,7 @@ import pytest
 
 from harness import run_study
 from harness.config import RunConfig
-from harness.errors import DataError
+from harness.errors import DataError, StorageError
 from harness.search import child as children
 from harness.search.child import Child, PipeError, start_child, waiting
 from harness.search.executors import ProcessExecutor
@@ -53,6 +53,13 @@ def test_what_a_child_prints_before_it_knows_its_log_is_kept(tmp_path, monkeypat
     executor.close()
     assert "import" in loud.early_output
     assert (tmp_path / "logs" / "worker.log").read_text() == loud.early_output
+
+
+def test_a_log_that_cannot_be_written_leaves_no_child(tmp_path, child):
+    (tmp_path / "logs").write_text("no folder")
+    with pytest.raises(StorageError):
+        ProcessExecutor(None, log=tmp_path / "logs" / "worker.log", stall=60, child=child)
+    assert child._process.poll() is not None
 
 
 def test_a_study_that_finds_no_data_leaves_no_child(tiny, registry, tmp_path, started):

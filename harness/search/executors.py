@@ -95,6 +95,7 @@ class ProcessExecutor:
             log.parent.mkdir(parents=True, exist_ok=True)
             log.touch()
         except OSError as error:
+            child.close()
             raise unwritable(log.parent, error) from error
 
     def run(
