@@ -14,15 +14,13 @@ import os
 import statistics
 import subprocess
 import sys
-import time
 
 import torch
+from precision import build, draw_batch, time_step
 
-import harness
-from harness.engine.precision import autocast
 from harness.search.child import waiting
 
-BACKBONE, IMAGES, SIZE, CLASSES = "test_resnet.formula1", 32, 64, 12
+BACKBONE, IMAGES, SIZE = "test_resnet.formula1", 32, 64
 
 
 def main() -> None:
@@ -79,22 +77,9 @@ def measure(precision: str, arguments: argparse.Namespace, variables: dict[str, 
 def time_steps(precision: str, threads: int, steps: int) -> float:
     """Return the median milliseconds of training steps."""
     torch.set_num_threads(threads)
-    spec = harness.load_registry(["no:terminal"]).backbones.get(BACKBONE).spec
-    model = spec.build(CLASSES, spec.weights.cached(), SIZE).to(memory_format=torch.channels_last).train()
-    updater = torch.optim.AdamW(model.parameters(), 1e-3, fused=True)
-    images = torch.randn(IMAGES, 3, SIZE, SIZE).contiguous(memory_format=torch.channels_last)
-    labels = torch.randint(0, CLASSES, (IMAGES,))
-    seconds = []
-    for _ in range(steps):
-        began = time.perf_counter()
-        with autocast(precision, torch.device("cpu")):
-            logits = model(images)
-        loss = torch.nn.functional.cross_entropy(logits.float(), labels)
-        updater.zero_grad()
-        loss.backward()
-        updater.step()
-        seconds.append(time.perf_counter() - began)
-    return 1000 * statistics.median(seconds)
+    model = build(BACKBONE, SIZE)
+    batch = draw_batch(model, SIZE, IMAGES)
+    return 1000 * statistics.median(time_step(model, *batch, precision) for _ in range(steps))
 
 
 if __name__ == "__main__":

@@ -88,9 +88,7 @@ def build(name: str, size: int) -> nn.Module:
 
 def measure(model: nn.Module, size: int, batch: int, steps: int) -> tuple[list[float], list[float]]:
     """Return the seconds of the quickest step and forward pass in each precision."""
-    images = torch.randn(batch, 3, size, size).contiguous(memory_format=layout_of(model))
-    labels = torch.randint(0, CLASSES, (batch,))
-    updater = torch.optim.AdamW(model.parameters(), 1e-4, fused=True)
+    images, labels, updater = draw_batch(model, size, batch)
     seconds: dict[str, list[list[float]]] = {precision: [] for precision in PRECISIONS}
     # The first step of each makes its kernels.
     for _ in range(steps + 1):
@@ -103,6 +101,13 @@ def measure(model: nn.Module, size: int, batch: int, steps: int) -> tuple[list[f
             )
     least = [[min(column) for column in zip(*taken[1:], strict=True)] for taken in seconds.values()]
     return [own[0] for own in least], [own[1] for own in least]
+
+
+def draw_batch(model: nn.Module, size: int, batch: int) -> tuple[Tensor, Tensor, torch.optim.Optimizer]:
+    """Return random images that lie as the model does, random labels, and an optimizer of the model."""
+    images = torch.randn(batch, 3, size, size).contiguous(memory_format=layout_of(model))
+    labels = torch.randint(0, CLASSES, (batch,))
+    return images, labels, torch.optim.AdamW(model.parameters(), 1e-4, fused=True)
 
 
 def time_step(

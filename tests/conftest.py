@@ -85,3 +85,19 @@ def harness_cli(capsys):
         return caught.value.code, out, err
 
     return run
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """Return the processes of trials that are started, as they come."""
+    from harness.search.child import Child
+
+    found = []
+    start = Child.__init__
+
+    def remember(child):
+        start(child)
+        found.append(child)
+
+    monkeypatch.setattr(Child, "__init__", remember)
+    return found

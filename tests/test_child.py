@@ -19,20 +19,6 @@ def child():
     started.close()
 
 
-@pytest.fixture
-def started(monkeypatch):
-    """Return the children that are started, as they come."""
-    found = []
-    start = Child.__init__
-
-    def remember(child):
-        start(child)
-        found.append(child)
-
-    monkeypatch.setattr(Child, "__init__", remember)
-    return found
-
-
 def test_trials_in_this_process_want_no_child():
     assert start_child(RunConfig(executor="inline")) is None
 

@@ -55,27 +55,19 @@ def test_a_hanging_trial_is_killed_after_the_stall_time(process, registry, tmp_p
     assert outcomes["cross-entropy"] == ""
 
 
-def test_a_signal_stops_the_study_and_leaves_no_worker(process, registry, tmp_path, monkeypatch):
+def test_a_signal_stops_the_study_and_leaves_no_worker(process, registry, tmp_path, monkeypatch, started):
     from harness.registry import Registry
-    from harness.search.child import Child
 
-    workers = []
-    start = Child.__init__
     notify = Registry.notify
-
-    def remember(child):
-        start(child)
-        workers.append(child._process)
 
     def interrupt_at_first_epoch(registry, hook, **values):
         if hook == "harness_epoch_finished":
             os.kill(os.getpid(), signal.SIGTERM)
         notify(registry, hook, **values)
 
-    monkeypatch.setattr(Child, "__init__", remember)
     monkeypatch.setattr(Registry, "notify", interrupt_at_first_epoch)
     study = process(trials=1, finalize={"top": 0}, train={"epochs": 200}, **losses("slow"))
     result = run_study(study, registry=registry, runs=tmp_path)
     assert result.exit_code == 143
     assert result.records == ()
-    assert workers[0].poll() is not None
+    assert started[0]._process.poll() is not None

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from harness import metrics
 from harness.engine.fit import DivergedError, Prediction, build_optimizer, warmed_up
+from harness.engine.precision import dtype_of
 from harness.engine.randomness import RandomState
 from harness.engine.updates import rule_of, smoothing_of
 from harness.records import EpochRecord, TrialConfig
@@ -39,6 +40,7 @@ class HeadJob:
     """A linear head and how it trains. No two jobs share a loss module."""
 
     config: TrialConfig
+    """Its precision is not `auto`."""
     weight: Tensor
     """(C, D) float32, where training starts; stays as it is."""
     bias: Tensor | None
@@ -73,7 +75,7 @@ class LinearHead:
         config = self.config = job.config
         self.batch = min(config.batch_size, train_size)
         self.steps_per_epoch, self.train_size = train_size // self.batch, train_size
-        self.dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+        self.dtype = dtype_of(config.precision)
         self.images = 0
         self.seconds = self.epoch_seconds = self.train_loss = 0.0
         self.curve: list[EpochRecord] = []

@@ -28,10 +28,14 @@ def choose_precision(
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
     """Return the context in which a model computes in `fp32` or `bf16`."""
+    dtype = dtype_of(precision)
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype)
+
+
+def dtype_of(precision: str) -> torch.dtype:
+    """Return what products are computed in, in `fp32` or `bf16`."""
     assert precision != "auto", "what `auto` comes to depends on the model"
-    if precision == "bf16":
-        return torch.autocast(device.type, dtype=torch.bfloat16)
-    return nullcontext()
+    return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
 def has_amx() -> bool:

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from harness.engine.batched import HeadJob, HeadResult, fit_heads
@@ -18,6 +17,7 @@ from harness.engine.fit import DivergedError, fit, predict_split
 from harness.engine.job import EngineSettings, ProbeJob, TrialJob, TrialOutcome, report_as
 from harness.engine.linear import predict_heads
 from harness.engine.outcome import fail, raise_if_machine_failed
+from harness.engine.precision import dtype_of
 from harness.engine.probing import HeadStart, Prober
 from harness.engine.setup import Opened, Setup
 from harness.engine.source import Source
@@ -220,8 +220,8 @@ class Engine:
             assert result.val is not None and opened.part.head is not None
             predictions = {"val": result.val}
             if job.test:
-                dtype = torch.bfloat16 if opened.config.precision == "bf16" else torch.float32
                 rows = features.split("test").to(self.device)
+                dtype = dtype_of(opened.config.precision)
                 probabilities = predict_heads([result.head], rows, dtype)[0].numpy()
                 if not np.isfinite(probabilities).all():
                     raise DivergedError(f"outputs on the test split are not finite, lr {config.lr:.3g}")
