@@ -117,6 +117,8 @@ class DatasetRecord:
     licence: str
     split: str
     """How the splits came about: `official`, or the rule and seed that made them."""
+    skipped: int
+    """Images that were left out because they cannot be read; `counts` does not count them."""
     audit: AuditRecord
 
 

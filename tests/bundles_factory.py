@@ -177,6 +177,7 @@ def _record(
         counts=counts,
         licence=record.dataset.licence,
         split="official",
+        skipped=record.dataset.skipped,
         audit=record.dataset.audit,
     )
     return dataclasses.replace(record, dataset=data, curve=curve)

@@ -147,6 +147,7 @@ def make_record(
             counts=counts or COUNTS,
             licence="MIT",
             split="stratified, seed 0",
+            skipped=0,
             audit=AuditRecord(
                 exact_across_splits=0,
                 near_across_splits=2,

@@ -104,6 +104,39 @@ def test_predict_names_what_is_no_image(harness_cli, study, tmp_path, name, code
     assert "Traceback" not in err
 
 
+def test_unreadable_images_are_left_out_and_named_and_the_others_answered_as_without_them(
+    harness_cli, study, photos
+):
+    _, whole, scores = harness_cli("-p", "tiny_plugin", "predict", "photos", photos / "test", "--score")
+    for label, name in ((0, "0a.png"), (1, "3a.png"), (2, "9.png")):
+        (photos / "test" / f"class {label}" / name).write_text("not an image")
+    code, out, err = harness_cli("-p", "tiny_plugin", "predict", "photos", photos / "test", "--score")
+    assert code == 3
+    assert out == whole
+    assert err.startswith(scores)
+    assert "left out unreadable images (3)" in err
+    assert "3a.png: the content is no image in a known format" in err
+
+
+def test_where_no_image_is_readable_nothing_is_printed(harness_cli, study, tmp_path):
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(b"")
+    for form in ("csv", "json"):
+        code, out, err = harness_cli(
+            *("-p", "tiny_plugin", "predict", "photos", tmp_path / "a.png", tmp_path / "b.png"),
+            *("--format", form),
+        )
+        assert (code, out) == (5, "")
+        assert "unreadable images (2)" in err
+
+
+def test_score_refuses_folders_that_are_no_classes_before_anything_is_classified(harness_cli, study, photos):
+    (photos / "test" / "class 0").rename(photos / "test" / "klasse 0")
+    code, out, err = harness_cli("-p", "tiny_plugin", "predict", "photos", photos / "test", "--score")
+    assert (code, out) == (5, "")
+    assert "folder 'klasse 0' is no class of the model" in err
+
+
 def test_predict_refuses_a_device_that_is_none(harness_cli, study, photos):
     code, _, err = harness_cli("-p", "tiny_plugin", "predict", "photos", photos / "test", "--device", "gpu")
     assert code == 2

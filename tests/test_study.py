@@ -429,11 +429,12 @@ def test_a_study_says_what_it_left_out_and_which_test_images_it_trains_on(tiny, 
     photos = tmp_path / "photos"
     (photos / "test/cat/0.png").write_bytes((photos / "train/cat/0.png").read_bytes())
     (photos / "train/dog/1.png").write_bytes(b"nothing")
-    run_study(
+    result = run_study(
         tiny(dataset=str(photos), trials=1, skip_bad=True, finalize={"top": 0}),
         registry=registry,
         runs=tmp_path / "runs",
     )
+    assert [record.dataset.skipped for record in result.records] == [1]
     assert "1 image left out: unreadable" in caplog.text
     assert "1 test image in train or val too" in caplog.text
 

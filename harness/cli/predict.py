@@ -5,14 +5,21 @@ from __future__ import annotations
 import csv
 import json
 import sys
+import unicodedata
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import click
 
 from harness import paths
 from harness.cli.studies import RUNS, find_study
 from harness.errors import DataError, UsageError
+from harness.records import Scores
+from harness.text import listed, safe_text
+
+Row: TypeAlias = tuple[Path, str, list[float]]
+"""An image, its most probable class, and the probabilities of all."""
 
 
 @click.command()
@@ -37,15 +44,20 @@ def command(
     runs: Path | None,
 ) -> None:
     """Classify IMAGES, files or folders, with RUN: a study's name, or the folder of one of its finalists."""
-    from harness.registry import load_registry
     from harness.search.card import WEIGHTS, read_card
 
     folder = find_finalist(run, runs or paths.runs())
     card = read_card(folder)
     files = list_images(images)
-    from harness.engine.predict import predict
+    labels = _labels(files, card.classes) if score else []
+    # Torch takes seconds: what is wrong with the command is said before.
+    import numpy as np
 
-    probabilities = predict(
+    from harness import metrics
+    from harness.engine.predict import predict
+    from harness.registry import load_registry
+
+    answers = predict(
         folder / WEIGHTS,
         [path for path, _ in files],
         registry=load_registry(ctx.find_root().obj),
@@ -57,26 +69,29 @@ def command(
         precision=card.precision,
         device=device,
     )
-    chosen = probabilities.argmax(axis=1)
+    chosen: dict[int, int] = {}
+    problems: list[str] = []
+
+    def rows() -> Iterator[Row]:
+        for place, answer in enumerate(answers):
+            if isinstance(answer, DataError):
+                problems.append(f"{safe_text(answer.where)}: {safe_text(answer.why)}")
+            else:
+                chosen[place] = int(answer.argmax())
+                yield files[place][0], card.classes[chosen[place]], answer.tolist()
+        if not chosen:
+            raise DataError(listed("unreadable images", problems), fixes=["name images that can be read"])
+
     if form == "json":
-        rows = [
-            {
-                "file": str(path),
-                "class": card.classes[index],
-                "probabilities": dict(zip(card.classes, map(float, row), strict=True)),
-            }
-            for (path, _), index, row in zip(files, chosen, probabilities, strict=True)
-        ]
-        click.echo(
-            json.dumps({"schema": "harness.predictions/1", "model": str(folder), "images": rows}, indent=2)
-        )
+        _write_json(rows(), card.classes, folder)
     else:
-        writer = csv.writer(sys.stdout, lineterminator="\n")
-        writer.writerow(["file", "class", *card.classes])
-        for (path, _), index, row in zip(files, chosen, probabilities, strict=True):
-            writer.writerow([path, card.classes[index], *(f"{value:.6f}" for value in row)])
+        _write_csv(rows(), card.classes)
     if score:
-        _print_scores(files, chosen, card.classes)
+        pairs = np.array([(labels[place], index) for place, index in chosen.items()])
+        _print_scores(metrics.evaluate(pairs[:, 0], pairs[:, 1], len(card.classes)))
+    if problems:
+        click.echo(listed("left out unreadable images", problems), err=True)
+        ctx.exit(3)
 
 
 def find_finalist(run: str, runs: Path) -> Path:
@@ -131,13 +146,8 @@ def list_images(paths_: tuple[Path, ...]) -> list[tuple[Path, str]]:
     return found
 
 
-def _print_scores(files: list[tuple[Path, str]], chosen: Any, classes: tuple[str, ...]) -> None:
-    import unicodedata
-
-    import numpy as np
-
-    from harness import metrics
-
+def _labels(files: list[tuple[Path, str]], classes: tuple[str, ...]) -> list[int]:
+    """Return the classes that files have by the names of their folders."""
     number = {name: index for index, name in enumerate(classes)}
     names = [unicodedata.normalize("NFC", name) for _, name in files]
     unknown = sorted({name for name in names if name not in number})
@@ -146,7 +156,28 @@ def _print_scores(files: list[tuple[Path, str]], chosen: Any, classes: tuple[str
             f"--score: folder {unknown[0]!r} is no class of the model",
             why=f"its classes are {', '.join(classes[:8])}{' ...' if len(classes) > 8 else ''}",
         )
-    scores = metrics.evaluate(np.array([number[name] for name in names]), chosen, len(classes))
+    return [number[name] for name in names]
+
+
+def _write_csv(rows: Iterator[Row], classes: tuple[str, ...]) -> None:
+    """Write images as they come, and nothing where there are none."""
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    for place, (path, name, probabilities) in enumerate(rows):
+        if not place:
+            writer.writerow(["file", "class", *classes])
+        writer.writerow([path, name, *(f"{value:.6f}" for value in probabilities)])
+
+
+def _write_json(rows: Iterator[Row], classes: tuple[str, ...], folder: Path) -> None:
+    images = [
+        {"file": str(path), "class": name, "probabilities": dict(zip(classes, probabilities, strict=True))}
+        for path, name, probabilities in rows
+    ]
+    body = {"schema": "harness.predictions/1", "model": str(folder), "images": images}
+    click.echo(json.dumps(body, indent=2))
+
+
+def _print_scores(scores: Scores) -> None:
     click.echo(
         f"{scores.n} images: macro-F1 {scores.f1!r}, accuracy {scores.accuracy!r}, "
         f"precision {scores.precision:.4f}, recall {scores.recall:.4f}",

@@ -80,6 +80,7 @@ class Manifest:
             counts=self.counts(),
             licence=self.licence,
             split=self.split_rule,
+            skipped=self.skipped,
             audit=self.audit.record(),
         )
 

@@ -90,7 +90,6 @@ class ProcessExecutor:
         self._log = log
         self._stall = stall
         self._child: Child | None = child
-        self._is_up = self._is_configured = False
         try:
             log.parent.mkdir(parents=True, exist_ok=True)
             log.touch()
@@ -134,14 +133,12 @@ class ProcessExecutor:
         """
         if self._child is None:
             self._child = Child()
-            self._is_up = self._is_configured = False
         child = self._child
         heard = time.monotonic()
         try:
-            if not self._is_configured:
+            if not child.is_configured:
                 # Once for all trials: the manifest of an array data set holds its pixels.
-                child.send((self._settings, str(self._log)))
-                self._is_configured = True
+                child.configure(self._settings, self._log)
             child.send(request)
             while True:
                 if stop.code:
@@ -150,13 +147,12 @@ class ProcessExecutor:
                 message = child.receive(_POLL)
                 if message is None:
                     # A child that still imports torch is slow, not hung.
-                    patience = self._stall if self._is_up else max(self._stall, _STARTUP)
+                    patience = self._stall if child.is_up else max(self._stall, _STARTUP)
                     if time.monotonic() - heard > patience:
                         self.close()
                         raise _GoneError(f"hang: no training step for {self._stall} s")
                     continue
                 heard = time.monotonic()
-                self._is_up = True
                 what, value = message
                 if what == "epoch":
                     child.send(on_epoch(*value))
