@@ -133,7 +133,7 @@ class TrainConfig(_Model):
     clip_grad: float = Field(default=1.0, ge=0)
     """Largest gradient norm; 0 does not clip."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """`auto`: bf16 on a GPU and, but for depthwise convolutions, on a CPU with AMX; fp32 elsewhere."""
+    """`auto`: bf16 on a CUDA GPU and, but for depthwise convolutions, on a CPU with AMX; fp32 elsewhere."""
 
 
 class SearchConfig(_Model):
@@ -144,7 +144,7 @@ class SearchConfig(_Model):
     """`halving`: of the trials of a freeze depth a third goes on after 3, 9, 27 epochs, where twice as many
     are still to come."""
     probes: bool = True
-    """Probe the features of pretrained backbones first; the better ones get more of the first trials."""
+    """Probe the features of pretrained backbones first: the first trials come in their order."""
 
 
 class SplitConfig(_Model):

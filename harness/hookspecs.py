@@ -1,9 +1,10 @@
 """The whole plugin contract: six hooks that register components and six that observe a study.
 
 A plugin is a module, or a class that the host instantiates, named by an entry point of the group
-`harness`; it implements any of these with `@harness.hookimpl`. Registration hooks do no input or output
-and import nothing heavy: that belongs into a spec's `build`. They cannot be hook wrappers. Observers
-receive frozen values, can change nothing, and an error in one is reported once while the study goes on.
+`harness`; it implements any of these with `@harness.hookimpl`. Registration hooks use no network, read no
+more than a small file of their own, and import nothing heavy: that belongs into a spec's `build`. They cannot
+be hook wrappers. Observers receive frozen values, can change nothing, and an error in one is reported once
+while the study goes on.
 """
 
 from __future__ import annotations

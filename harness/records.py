@@ -18,7 +18,7 @@ from harness.errors import StorageError
 SCHEMA = "harness.record/1"
 
 Kind: TypeAlias = Literal["search", "final"]
-State: TypeAlias = Literal["complete", "pruned", "failed", "stopped"]
+State: TypeAlias = Literal["complete", "pruned", "failed"]
 Metric: TypeAlias = Literal["f1", "accuracy"]
 
 

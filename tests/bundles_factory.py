@@ -65,7 +65,7 @@ def make_bundle(
         ),
         samples=samples,
         answers=tuple(answers for _, answers in trainings),
-        trials={"complete": 20, "pruned": 4, "failed": 0, "stopped": 0} if trials is None else trials,
+        trials={"complete": 20, "pruned": 4, "failed": 0} if trials is None else trials,
     )
 
 

@@ -137,6 +137,21 @@ def test_score_refuses_folders_that_are_no_classes_before_anything_is_classified
     assert "folder 'klasse 0' is no class of the model" in err
 
 
+def test_score_and_folders_are_read_as_a_data_set_is(harness_cli, study, photos):
+    _, whole, scores = harness_cli("-p", "tiny_plugin", "predict", "photos", photos / "test", "--score")
+    for hidden in (".thumbnails", "__MACOSX"):
+        (photos / "test" / hidden).mkdir()
+        (photos / "test" / hidden / "0.png").write_text("not an image")
+    for label in range(3):
+        folder = photos / "test" / f"class {label}"
+        (folder / "2019").mkdir()
+        for name in ("5.png", "6.png"):
+            (folder / name).rename(folder / "2019" / name)
+    code, out, err = harness_cli("-p", "tiny_plugin", "predict", "photos", photos / "test", "--score")
+    assert (code, err) == (0, scores)
+    assert len(out.splitlines()) == len(whole.splitlines())
+
+
 def test_predict_refuses_a_device_that_is_none(harness_cli, study, photos):
     code, _, err = harness_cli("-p", "tiny_plugin", "predict", "photos", photos / "test", "--device", "gpu")
     assert code == 2

@@ -109,8 +109,8 @@ def test_the_observer_of_the_guide_writes_what_it_says(tmp_path):
     observer = executed(code).CurveLog()
     assert components_of(observer) == []
     study = StudyView(name="s", dataset="d", metric="f1", trials=1, epochs=1, folder=str(tmp_path))
-    observer.harness_epoch_finished(study, 3, 1, 0.5)
-    assert (tmp_path / "curves.csv").read_text() == "3,1,0.5\n"
+    observer.harness_epoch_finished(study, "search", 3, 1, 0.5)
+    assert (tmp_path / "curves.csv").read_text() == "search,3,1,0.5\n"
 
 
 @pytest.mark.parametrize("hook", OBSERVING)

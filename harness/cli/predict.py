@@ -59,7 +59,7 @@ def command(
 
     answers = predict(
         folder / WEIGHTS,
-        [path for path, _ in files],
+        files,
         registry=load_registry(ctx.find_root().obj),
         backbone=card.backbone,
         num_classes=len(card.classes),
@@ -78,7 +78,7 @@ def command(
                 problems.append(f"{safe_text(answer.where)}: {safe_text(answer.why)}")
             else:
                 chosen[place] = int(answer.argmax())
-                yield files[place][0], card.classes[chosen[place]], answer.tolist()
+                yield files[place], card.classes[chosen[place]], answer.tolist()
         if not chosen:
             raise DataError(listed("unreadable images", problems), fixes=["name images that can be read"])
 
@@ -116,27 +116,31 @@ def find_finalist(run: str, runs: Path) -> Path:
     return study.folder / best.folder
 
 
-def list_images(paths_: tuple[Path, ...]) -> list[tuple[Path, str]]:
-    """Return (file, name of its folder) for files and for all images below folders, sorted.
+def list_images(paths_: tuple[Path, ...]) -> list[Path]:
+    """Return files, and all images below folders, sorted, as far as a data set would not pass them over.
+
+    Symbolic links to images are taken too: nothing is copied from here.
 
     Raises:
         DataError: A path does not exist, or a folder holds no image.
     """
-    from harness.data.folder import EXTENSIONS
+    from harness.data.folder import is_hidden, is_image
 
-    found: list[tuple[Path, str]] = []
+    found: list[Path] = []
     for path in paths_:
         if path.is_dir():
             inside = sorted(
                 file
                 for file in path.rglob("*")
-                if file.suffix.lower() in EXTENSIONS and file.is_file() and not file.name.startswith(".")
+                if is_image(file.name)
+                and file.is_file()
+                and not any(is_hidden(part) for part in file.relative_to(path).parts)
             )
             if not inside:
                 raise DataError(f"found 0 images under {path}", fixes=["name a folder that holds images"])
-            found += [(file, file.absolute().parent.name) for file in inside]
+            found += inside
         elif path.is_file():
-            found.append((path, path.absolute().parent.name))
+            found.append(path)
         else:
             raise DataError(
                 "no such file or folder",
@@ -146,17 +150,21 @@ def list_images(paths_: tuple[Path, ...]) -> list[tuple[Path, str]]:
     return found
 
 
-def _labels(files: list[tuple[Path, str]], classes: tuple[str, ...]) -> list[int]:
-    """Return the classes that files have by the names of their folders."""
+def _labels(files: list[Path], classes: tuple[str, ...]) -> list[int]:
+    """Return the classes that files have by the innermost of their folders that is named after one."""
     number = {name: index for index, name in enumerate(classes)}
-    names = [unicodedata.normalize("NFC", name) for _, name in files]
-    unknown = sorted({name for name in names if name not in number})
-    if unknown:
-        raise DataError(
-            f"--score: folder {unknown[0]!r} is no class of the model",
-            why=f"its classes are {', '.join(classes[:8])}{' ...' if len(classes) > 8 else ''}",
-        )
-    return [number[name] for name in names]
+    labels = []
+    for file in files:
+        folders = [unicodedata.normalize("NFC", part.name) for part in file.absolute().parents]
+        label = next((number[name] for name in folders if name in number), None)
+        if label is None:
+            raise DataError(
+                f"--score: folder {folders[0]!r} is no class of the model",
+                where=str(file),
+                why=f"its classes are {', '.join(classes[:8])}{' ...' if len(classes) > 8 else ''}",
+            )
+        labels.append(label)
+    return labels
 
 
 def _write_csv(rows: Iterator[Row], classes: tuple[str, ...]) -> None:

@@ -74,8 +74,8 @@ def find_links(path: Path) -> list[Path]:
     if _csv_of(path):
         return found
     for current, folders, files in os.walk(path):
-        folders[:] = sorted(name for name in folders if not _is_hidden(name))
-        images = sorted(name for name in files if _is_image(name) and not _is_hidden(name))
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
+        images = sorted(name for name in files if is_image(name) and not is_hidden(name))
         found += [Path(current, name) for name in folders + images if Path(current, name).is_symlink()]
     return found
 
@@ -130,7 +130,7 @@ def _refuse_outer(root: Path) -> None:
     inner, inside = root, _subfolders(root)
     while len(inside) == 1:
         inner, inside = inside[0], _subfolders(inside[0])
-    if inner == root or not inside or any(_is_image(entry.name) for entry in inner.iterdir()):
+    if inner == root or not inside or any(is_image(entry.name) for entry in inner.iterdir()):
         return
     raise DataError(
         f"the folder holds one class only, {_subfolders(root)[0].name}",
@@ -145,13 +145,13 @@ def _is_split_folder(folder: Path) -> bool:
     """Tell `train/<class>/*.jpg` from a class that happens to be called `train`."""
     if folder.name.lower() not in _SPLITS:
         return False
-    entries = [entry for entry in folder.iterdir() if not _is_hidden(entry.name)]
-    return any(entry.is_dir() for entry in entries) and not any(_is_image(entry.name) for entry in entries)
+    entries = [entry for entry in folder.iterdir() if not is_hidden(entry.name)]
+    return any(entry.is_dir() for entry in entries) and not any(is_image(entry.name) for entry in entries)
 
 
 def _subfolders(folder: Path) -> list[Path]:
     try:
-        entries = sorted(entry for entry in folder.iterdir() if not _is_hidden(entry.name))
+        entries = sorted(entry for entry in folder.iterdir() if not is_hidden(entry.name))
     except OSError as error:
         raise _closed(error) from error
     return [entry for entry in entries if entry.is_dir() and not entry.is_symlink()]
@@ -162,10 +162,10 @@ def _images_below(folder: Path) -> Iterator[Path]:
         raise _closed(error) from error
 
     for current, folders, files in os.walk(folder, onerror=refuse):
-        folders[:] = sorted(name for name in folders if not _is_hidden(name))
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
         for name in sorted(files):
             file = Path(current, name)
-            if _is_image(name) and not _is_hidden(name) and not file.is_symlink():
+            if is_image(name) and not is_hidden(name) and not file.is_symlink():
                 yield file
 
 
@@ -174,7 +174,7 @@ def _closed(error: OSError) -> DataError:
 
 
 def _nothing_found(root: Path) -> DataError:
-    loose = sum(1 for entry in root.iterdir() if _is_image(entry.name) and not _is_hidden(entry.name))
+    loose = sum(1 for entry in root.iterdir() if is_image(entry.name) and not is_hidden(entry.name))
     why = []
     if loose:
         why.append(f"{counted(loose, 'image')} directly in it have no class")
@@ -260,12 +260,14 @@ def _nfc(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
-def _is_hidden(name: str) -> bool:
+def is_hidden(name: str) -> bool:
+    """Say whether a file or folder of that name is passed over."""
     # macOS leaves a folder of that name in archives, with the names of all images in it.
     return name.startswith(".") or name == "__MACOSX"
 
 
-def _is_image(name: str) -> bool:
+def is_image(name: str) -> bool:
+    """Say whether a file of that name is taken for an image."""
     return name.lower().endswith(EXTENSIONS)
 
 

@@ -18,7 +18,7 @@ By: TypeAlias = Literal["run", "backbone"]
 Cell: TypeAlias = str | int | float | None
 
 LABELS: Mapping[str, str] = {"f1": "macro-F1", "accuracy": "accuracy"}
-STATES = ("complete", "pruned", "failed", "stopped")
+STATES = ("complete", "pruned", "failed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

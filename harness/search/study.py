@@ -57,11 +57,13 @@ def run_study(
         The study's records, after its last trial or after a signal.
 
     Raises:
-        UsageError: Unknown names, or a study of that name with another space.
+        UsageError: Unknown names, a device that is not there, or a study of that name with another space,
+            other settings, data or weights.
+        PluginError: A plugin is broken, or two collide.
         DataError: The data set is missing or unusable; before any training.
         WeightsError: Pretrained weights cannot be had; before any training.
         StorageError: The study's folder cannot be used.
-        Interrupted: A signal came before the first trial.
+        harness.errors.Interrupted: A signal came before the first trial; a KeyboardInterrupt.
         NoTrialSucceeded: All trials failed.
     """
     registry = registry or load_registry()
