@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -266,3 +267,22 @@ def test_the_pixels_of_a_fixed_image_never_change() -> None:
     image = prepare(decode(buffer.getvalue(), "x"), 24, "nearest")
     found = hashlib.sha256(image.contiguous().numpy().tobytes()).hexdigest()
     assert found[:16] == "8d2c687d5f0e01ea"
+
+
+def test_a_bank_that_is_cleared_while_it_is_opened_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = items_of((20, 30), (30, 20))
+    expected = Bank.open(items, 16, "bicubic", tmp_path)
+    is_complete = module._is_complete
+
+    def cleared_then(folder: Path) -> bool:
+        found = is_complete(folder)
+        if found:
+            shutil.rmtree(folder)
+            monkeypatch.setattr(module, "_is_complete", is_complete)
+        return found
+
+    monkeypatch.setattr(module, "_is_complete", cleared_then)
+    found = Bank.open(items, 16, "bicubic", tmp_path)
+    assert all(torch.equal(found.image(row), expected.image(row)) for row in range(2))

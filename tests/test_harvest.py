@@ -13,6 +13,7 @@ from harness.data import scan as scan_module
 from harness.data.bank import Bank
 from harness.data.harvest import Harvest
 from harness.data.manifest import SplitRules, load_manifest
+from harness.errors import StorageError
 
 RECIPES = [(16, "bilinear"), (24, "bicubic")]
 
@@ -131,6 +132,21 @@ def test_a_disk_that_fills_up_costs_only_the_shortcut(photos, tmp_path):
         harvest.fill(load(photos, harvest, home))
     assert left_over(home) == []
     assert not list((home / "bank").glob("*/index.json"))
+
+
+def test_where_there_is_no_room_for_both_the_banks_are_left_to_who_needs_them(photos, tmp_path, monkeypatch):
+    home = tmp_path / "home"
+
+    def full(*values, **named):
+        raise StorageError("decoded images cannot be stored", why="No space left on device")
+
+    with Harvest("photos", RECIPES[:1], home) as harvest:
+        manifest = load(photos, harvest, home)
+        with monkeypatch.context() as patch:
+            patch.setattr(Bank, "open", full)
+            harvest.fill(manifest)
+    assert left_over(home) == []
+    assert len(Bank.open(manifest.of("train"), *RECIPES[0], home)) > 0
 
 
 def test_of_two_at_a_time_one_takes_nothing(photos, tmp_path):

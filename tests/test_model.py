@@ -48,10 +48,10 @@ def weights(tmp_path):
     return write
 
 
-def build(make, weights, *, classes=3, known=None, **changes):
+def build(make, weights, *, classes=3, known=None, reuse=False, **changes):
     config = trial(**changes)
     torch.manual_seed(config.seed)
-    return (known or Models(classes, CPU)).build(backbone(make), config, weights)
+    return (known or Models(classes, CPU)).build(backbone(make), config, weights, reuse=reuse)
 
 
 def test_an_architecture_is_planned_and_cut_once_for_each_freeze_depth(weights, monkeypatch):
@@ -214,3 +214,42 @@ def test_copies_that_are_large_together_make_room_for_the_one_in_use(weights, mo
         model, _ = build(Plain, path, known=known)
         twins.append(known.copy_untrained(model, backbone(Plain), trial(), path, DEPTHS, lambda: None)[0])
     assert len({id(twin) for twin in twins}) == 3
+
+
+class Hidden(Plain):
+    """Has a head with a hidden layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.ReLU(), torch.nn.Linear(5, 3))
+
+
+def hidden():
+    """Return the spec of a backbone whose head has a hidden layer, of the seed of its build."""
+
+    def build(num_classes, weights, image_size):
+        head = Hidden().head
+        model = shake(Plain())
+        model.head = head
+        return model
+
+    inputs = InputSpec(size=8, crop=1.0)
+    return BackboneSpec(name="net", summary="a net", build=build, input=inputs, head=lambda model: ["head"])
+
+
+@pytest.mark.parametrize(("how", "builds"), [("zero", 4), ("xavier", 2), ("kaiming", 2), ("timm", 4)])
+def test_a_head_of_which_something_stays_as_built_is_built_from_its_own_seed(tmp_path, how, builds):
+    made = []
+    spec = hidden()
+    counted = dataclasses.replace(spec, build=lambda *values: made.append(1) or spec.build(*values))
+    known = Models(3, CPU)
+    for seed in range(4):
+        config = trial(seed=seed, head_init=how)
+        torch.manual_seed(seed)
+        model, _ = known.build(counted, config, tmp_path / "weights", reuse=how != "timm")
+        known.copy_untrained(model, spec, config, tmp_path / "weights", DEPTHS, lambda: None)
+        torch.manual_seed(seed)
+        expected, _ = Models(3, CPU).build(spec, config, tmp_path / "weights")
+        for name, value in expected.state_dict().items():
+            assert torch.equal(model.state_dict()[name], value), (seed, name)
+    assert len(made) == builds

@@ -10,6 +10,7 @@ from PIL import Image
 
 from harness.data import scan as module
 from harness.data.scan import scan
+from harness.errors import DataError
 from harness.specs import Sample
 
 
@@ -125,3 +126,25 @@ def test_a_missing_file_is_a_problem_that_is_not_remembered(tmp_path: Path) -> N
     assert scan([sample], tmp_path / "cache.json")[0].problem
     Image.new("RGB", (4, 4)).save(path)
     assert not scan([sample], tmp_path / "cache.json")[0].problem
+
+
+def test_a_file_that_cannot_be_read_now_is_read_again_though_nothing_changed(
+    tmp_path: Path, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def closed(path: Path, where: str) -> bytes:
+        raise DataError("an image cannot be read", where=where, why="Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "read_bytes", closed)
+        assert all(verdict.problem for verdict in scan(samples, tmp_path / "cache.json"))
+    assert not any(verdict.problem for verdict in scan(samples, tmp_path / "cache.json"))
+
+
+def test_another_pillow_looks_at_bad_images_again(
+    tmp_path: Path, samples: list[Sample], looks: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scan(samples, tmp_path / "cache.json")
+    looks.clear()
+    monkeypatch.setattr(module, "_RECIPE", [*module._RECIPE[:-1], "another"])
+    scan(samples, tmp_path / "cache.json")
+    assert len(looks) == 3

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import dataclasses
 import errno
+import math
 import multiprocessing
 import os
 import signal
@@ -38,9 +40,9 @@ DTYPES = [
 needs_fork = pytest.mark.skipif(sys.platform == "win32", reason="forks")
 
 
-def spec_of(key: str, rows: int = 4, width: int = 8) -> EntrySpec:
+def spec_of(key: str, rows: int = 4, width: int = 8, seconds: float = 0.0) -> EntrySpec:
     tensors = {"x": TensorSpec(shape=(width,), dtype=torch.float32)}
-    return EntrySpec(key=key, rows=rows, tensors=tensors, facts={})
+    return EntrySpec(key=key, rows=rows, tensors=tensors, facts={}, seconds=seconds)
 
 
 def values(rows: int = 4, width: int = 8) -> torch.Tensor:
@@ -48,8 +50,8 @@ def values(rows: int = 4, width: int = 8) -> torch.Tensor:
 
 
 def put(store: ActivationStore, spec: EntrySpec, seconds: float = 1.0, age: float = 0.0) -> None:
-    """Write an entry, last used `age` seconds ago, and leave it unpinned."""
-    with store.fill([spec]) as filling:
+    """Write an entry, last used `age` seconds ago, and leave it unpinned; all others give way to it."""
+    with store.fill([dataclasses.replace(spec, seconds=math.inf)]) as filling:
         assert filling.missing == {spec.key}
         filling.write(spec.key, "x", 0, values(spec.rows, spec.tensors["x"].shape[0]))
         filling.seconds[spec.key] = seconds
@@ -377,6 +379,48 @@ def test_the_entry_of_least_value_goes_first(tmp_path: Path) -> None:
         gone.append(sorted(before - set(names(tmp_path))))
     assert gone == [["wide.safetensors"], ["stale.safetensors"], ["fresh.safetensors"]]
     assert store.info().bytes <= store.budget
+
+
+def test_trials_that_read_more_views_than_fit_find_again_those_that_do(tmp_path: Path) -> None:
+    store = ActivationStore(tmp_path, 3 * spec_of("0").bytes)
+    written = []
+    for _ in range(4):
+        for view in range(5):
+            # Later views take a little longer to compute than earlier ones.
+            seconds = 1 + 0.1 * view
+            with store.fill([spec_of(str(view), seconds=seconds)]) as filling:
+                for key in filling.missing:
+                    filling.write(key, "x", 0, values())
+                    filling.seconds[key] = seconds
+                    written.append(key)
+            store.release(str(view))
+        store.close()
+    assert written == ["0", "1", "2"]
+
+
+def test_what_recent_trials_read_gives_way_to_what_is_worth_twice_as_much_or_when_it_is_old(
+    tmp_path: Path,
+) -> None:
+    store = ActivationStore(tmp_path, spec_of("a").bytes)
+
+    def wins(key: str, seconds: float) -> bool:
+        with store.fill([spec_of(key, seconds=seconds)]) as filling:
+            for missing in filling.missing:
+                filling.write(missing, "x", 0, values())
+                filling.seconds[missing] = seconds
+        store.release(key)
+        return not filling.refused
+
+    assert wins("a", 1.0)
+    assert not wins("b", 1.9)
+    assert wins("c", 2.1)
+    store.close()
+    assert not wins("d", 2.1), "the trial before read it"
+    store.close()
+    assert wins("e", 0.1), "the trials since have not"
+    other = ActivationStore(tmp_path, spec_of("a").bytes)
+    put(other, spec_of("f"), seconds=0.0)
+    assert names(tmp_path) == ["f.safetensors"], "another process has its own trials"
 
 
 def test_nothing_goes_in_vain(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ def engine(registry, tmp_path):
         plugins=("tiny_plugin",), manifest=manifest.without("test"), device="cpu", threads=1, home=tmp_path
     )
     engine = Engine(registry, settings)
+    engine.settings = settings
     engine.test = manifest.of("test")
     return engine
 
@@ -122,9 +123,29 @@ def test_no_more_is_built_once_two_builds_were_alike(engine, make_job, monkeypat
     assert not np.array_equal(found[0], found[1])
     # To the bit, as if each had built its own.
     for job, expected in zip(jobs, found, strict=True):
-        engine._setup._models._alike.clear()
+        engine._setup._models._heads.clear()
         run(engine, [job])
         assert np.array_equal(probabilities(job), expected)
+
+
+@pytest.mark.parametrize("kind", ["augmentation", "backbone"])
+def test_what_a_plugin_computed_before_it_was_edited_is_computed_again(
+    registry, engine, make_job, monkeypatch, kind
+):
+    def passes():
+        (outcome,) = run(Engine(registry, engine.settings), [make_job(depth=0.5)])
+        return outcome.cost.prefix_passes
+
+    assert passes() > 0
+    assert passes() == 0
+    provider = type(registry).provider
+
+    def edited(self, wanted, name):
+        found = provider(self, wanted, name)
+        return dataclasses.replace(found, sha256="edited") if wanted == kind else found
+
+    monkeypatch.setattr(type(registry), "provider", edited)
+    assert passes() > 0
 
 
 def test_a_head_behind_dropout_trains_as_a_model(engine, make_job):

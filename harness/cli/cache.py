@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -98,7 +100,7 @@ def _clear_bank(bank: Path) -> int:
         try:
             with FileLock(bank / f".{name}.lock").acquire(timeout=0):
                 shutil.rmtree(folder)
-        except Timeout:
+        except (Timeout, FileNotFoundError):  # being made, or just become a bank
             continue
         except OSError as error:
             raise StorageError(
@@ -109,11 +111,10 @@ def _clear_bank(bank: Path) -> int:
 
 def _bytes(folder: Path) -> int:
     total = 0
-    for path in folder.rglob("*"):
-        try:
-            total += path.stat().st_size if path.is_file() else 0
-        except OSError:  # gone meanwhile
-            continue
+    for current, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):  # gone meanwhile
+                total += Path(current, name).stat().st_size
     return total
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 import os
+import platform
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, TypeAlias
@@ -87,7 +89,9 @@ class Bank:
             raise ValueError("a bank needs at least one item")
         folder = home / "bank" / _key(items, resize, interpolation)
         if _is_complete(folder):
-            return cls(items, folder, resize, interpolation)
+            # Unless somebody clears the cache at this moment.
+            with suppress(OSError, ValueError):
+                return cls(items, folder, resize, interpolation)
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             with locked(folder.with_name(f".{folder.name}.lock"), on_chunk):
@@ -95,6 +99,8 @@ class Bank:
                 if not _is_complete(folder):
                     default = partial(_decode_reduced, resize=resize, interpolation=interpolation)
                     _fill(items, folder, reduced or default, on_chunk)
+                # Who clears the cache waits for this lock.
+                return cls(items, folder, resize, interpolation)
         except OSError as error:
             raise StorageError(
                 "decoded images cannot be stored",
@@ -102,7 +108,6 @@ class Bank:
                 why=error.strerror or str(error),
                 fixes=["free disk space there", "choose another folder with HARNESS_HOME"],
             ) from error
-        return cls(items, folder, resize, interpolation)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -198,7 +203,9 @@ def _key(items: Sequence[Item], resize: int, interpolation: Interpolation) -> st
 
 
 def _recipe(resize: int, interpolation: Interpolation) -> list[object]:
-    return [SCHEMA, DECODE, LONGEST, resize, interpolation, [PIL.__version__, torch.__version__]]
+    # Kernels for other CPUs round otherwise.
+    kernels = [platform.machine(), torch.backends.cpu.get_cpu_capability()]
+    return [SCHEMA, DECODE, LONGEST, resize, interpolation, [PIL.__version__, torch.__version__], kernels]
 
 
 def _is_complete(folder: Path) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 from collections.abc import Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from io import FileIO
 from pathlib import Path
@@ -20,6 +20,7 @@ from harness.data.bank import Bank, Recipe, reduce_image
 from harness.data.decode import Pixels
 from harness.data.manifest import Item, Manifest
 from harness.documents import digest
+from harness.errors import StorageError
 
 
 class Harvest:
@@ -93,15 +94,14 @@ class Harvest:
         """Make the banks of train and val, where all images of the split were decoded just now.
 
         The test split stays sealed: its images are decoded again when it is opened.
-
-        Raises:
-            StorageError: The disk is full.
         """
         for recipe, file in self._files.items():
             for split in ("train", "val"):
                 items = manifest.of(split)
                 if items and all((recipe, item.sha256) in self._places for item in items):
-                    Bank.open(items, *recipe, self._home, reduced=partial(self._read, recipe, file))
+                    # There may be room for the bank where there is none for both.
+                    with suppress(StorageError):
+                        Bank.open(items, *recipe, self._home, reduced=partial(self._read, recipe, file))
 
     def _read(self, recipe: Recipe, file: FileIO, item: Item) -> Tensor:
         start, height, width = self._places[recipe, item.sha256]

@@ -13,6 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
+import PIL
+
 from harness.data.decode import DECODE, Pixels, decode, read_bytes
 from harness.data.fingerprint import FINGERPRINT, fingerprint
 from harness.documents import canonical, write_atomically
@@ -20,7 +22,7 @@ from harness.errors import DataError, StorageError
 from harness.specs import Sample
 
 SCHEMA = "harness.scan/2"
-_RECIPE = [DECODE, FINGERPRINT]
+_RECIPE = [DECODE, FINGERPRINT, PIL.__version__]
 
 Keep: TypeAlias = Callable[[str, Pixels], None]
 """Takes the SHA-256 of an image's content and its pixels, uint8 (H, W, 3)."""
@@ -106,6 +108,9 @@ def _look(sample: Sample, keep: Keep | None = None) -> tuple[list[int] | None, V
         if keep and isinstance(image, Path):
             keep(sha256, pixels)
     except DataError as error:
+        if not sha256:
+            # Not the content's fault: it may be readable next time, and look the same from outside.
+            stamp = None
         return stamp, Verdict(sha256=sha256, problem=error.why, fingerprint="")
     return stamp, Verdict(sha256=sha256, problem="", fingerprint=found)
 

@@ -70,6 +70,8 @@ class EntrySpec:
     tensors: Mapping[str, TensorSpec]
     facts: Mapping[str, str]
     """What the key was made of, for whoever looks into the file. `schema` and `seconds` are ours."""
+    seconds: float = 0.0
+    """What computing it is expected to take: decides which entries give way to it."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[0-9A-Za-z_-]{1,128}", self.key):

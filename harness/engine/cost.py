@@ -24,8 +24,12 @@ class Bandwidth:
         """Count a write of some bytes."""
         began = time.perf_counter()
         yield
+        self.note(size, time.perf_counter() - began)
+
+    def note(self, size: int, seconds: float) -> None:
+        """Count a write of some bytes that took some seconds."""
         self._bytes += size
-        self._seconds += time.perf_counter() - began
+        self._seconds += seconds
 
 
 def is_worth_storing(*, seconds: float, size: float, reads: float, bandwidth: float) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from harness.errors import UsageError
 
+Layer: TypeAlias = nn.Linear | nn.Conv1d | nn.Conv2d
 HeadInit: TypeAlias = Literal["ridge", "timm", "xavier", "kaiming", "zero"]
 
 
@@ -36,23 +37,20 @@ def init_head(model: nn.Module, head: Sequence[str], how: HeadInit, *, seed: int
     if how in ("timm", "ridge"):
         return
     generator = torch.Generator().manual_seed(seed)
-    seen: set[nn.Module] = set()
-    for name in head:
-        layers = [
-            layer
-            for layer in model.get_submodule(name).modules()
-            if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d)
-        ]
-        if not layers:
-            raise UsageError(
-                f"the head {name!r} has no linear or convolutional layer",
-                where=f"head_init = {how!r}",
-                fixes=["use head_init = 'timm', which leaves the head as it is built"],
-            )
-        for layer in layers[-1:] if how == "zero" else layers:
-            if layer not in seen:
-                seen.add(layer)
-                _init_layer(layer, how, generator)
+    for layer in _layers(model, head, how):
+        _init_layer(layer, how, generator)
+
+
+def sets_all(model: nn.Module, head: Sequence[str], how: HeadInit) -> bool:
+    """Say whether a start leaves no parameter of a head as it was built.
+
+    That of `ridge` is known to: only a single linear layer gets it.
+    """
+    if how == "ridge":
+        return True
+    chosen = [] if how == "timm" else _layers(model, head, how)
+    own = {value for layer in chosen for value in layer.parameters(recurse=False)}
+    return all(value in own for name in head for value in model.get_submodule(name).parameters())
 
 
 def place_ridge(layer: nn.Linear, weight: Tensor, bias: Tensor) -> None:
@@ -76,7 +74,22 @@ def place_ridge(layer: nn.Linear, weight: Tensor, bias: Tensor) -> None:
             own.copy_(scale * bias)
 
 
-def _init_layer(layer: nn.Linear | nn.Conv1d | nn.Conv2d, how: HeadInit, generator: torch.Generator) -> None:
+def _layers(model: nn.Module, head: Sequence[str], how: HeadInit) -> list[Layer]:
+    """Return the layers that `xavier`, `kaiming` or `zero` sets, each once."""
+    chosen: dict[Layer, None] = {}
+    for name in head:
+        layers = [layer for layer in model.get_submodule(name).modules() if isinstance(layer, Layer)]
+        if not layers:
+            raise UsageError(
+                f"the head {name!r} has no linear or convolutional layer",
+                where=f"head_init = {how!r}",
+                fixes=["use head_init = 'timm', which leaves the head as it is built"],
+            )
+        chosen |= dict.fromkeys(layers[-1:] if how == "zero" else layers)
+    return list(chosen)
+
+
+def _init_layer(layer: Layer, how: HeadInit, generator: torch.Generator) -> None:
     # Drawn on the CPU in float32: the values depend neither on the device nor on the precision.
     weight = torch.zeros(layer.weight.shape)
     if how == "xavier":

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from harness.engine.cut import Cut, cut_model, find_linear_head
 from harness.engine.freeze import Flops, FreezePlan, apply_freeze, count_flops, plan_freeze
-from harness.engine.heads import init_head
+from harness.engine.heads import init_head, sets_all
 from harness.engine.layout import lay_out, layout_of
 from harness.engine.mould import Mould
 from harness.errors import PluginError
@@ -73,8 +73,8 @@ class Models:
         self._parts: dict[tuple[object, ...], tuple[dict[str, str], FrozenPart]] = {}
         # By weights, the last used last.
         self._copies: dict[tuple[object, ...], _Copy] = {}
-        # By weights: whether builds of two seeds were alike in all but their heads.
-        self._alike: dict[tuple[object, ...], bool] = {}
+        # By weights: the head, where builds of two seeds were alike in all the rest; else None.
+        self._heads: dict[tuple[object, ...], Sequence[str] | None] = {}
 
     def build(
         self, backbone: BackboneSpec, config: TrialConfig, weights: Path | None, *, reuse: bool = False
@@ -85,9 +85,10 @@ class Models:
             backbone: What builds it.
             config: The trial.
             weights: Its checkpoint.
-            reuse: Leave out the build where two of other seeds were alike in all but their heads: its head is
-                then that of an earlier trial. Where a linear head is all that trains, what is returned is the
-                copy that nobody trains, and the caller's until the next call.
+            reuse: Leave out the build where two of other seeds were alike in all but their heads, and nothing
+                of the head stays as it is built; a ridge head, which the caller places, is then that of an
+                earlier trial. Where a linear head is all that trains, what is returned is the copy that
+                nobody trains, and the caller's until the next call.
 
         Raises:
             PluginError: Frozen layers are others than in the trial before it, from the same weights: what
@@ -95,7 +96,14 @@ class Models:
         """
         origin = self._origin(config, weights)
         twin = self._copies.get(origin)
-        if reuse and twin is not None and twin.is_untouched and self._alike.get(origin):
+        head = self._heads.get(origin)
+        if (
+            reuse
+            and twin is not None
+            and twin.is_untouched
+            and head is not None
+            and sets_all(twin.model, head, config.head_init)
+        ):
             _, part = self._parts.get((origin, config.freeze_depth), ({}, None))
             model = twin.model if part is not None and part.head else twin.mould.copy()
             if part is None:
@@ -105,8 +113,9 @@ class Models:
             model = backbone.build(self._num_classes, weights, config.image_size)
             self._lay_out(model, config)
             part = self._part(model, backbone, config, weights, config.freeze_depth)
-            if weights and twin is not None and twin.seed != config.seed and origin not in self._alike:
-                self._alike[origin] = _are_alike(model, twin.model, part.plan.head)
+            if weights and twin is not None and twin.seed != config.seed and origin not in self._heads:
+                head = part.plan.head
+                self._heads[origin] = head if _are_alike(model, twin.model, head) else None
         init_head(model, part.plan.head, config.head_init, seed=config.seed)
         return model, part
 

@@ -198,15 +198,18 @@ class Prefix:
         rows = len(self._images.labels[split])
         seconds = (self.counts.seconds - before) / min(self._batch_size, rows)
         shares = [_relative(part, parts) for part in parts]
-        specs = [self._spec(part, split, view, packed) for part, packed in zip(parts, first[1], strict=True)]
+        specs = [
+            self._spec(part, split, view, packed, seconds=seconds * share * rows)
+            for part, packed, share in zip(parts, first[1], shares, strict=True)
+        ]
         worth = [
             is_worth_storing(
-                seconds=seconds * share,
+                seconds=spec.seconds / rows,
                 size=spec.bytes / rows,
                 reads=reads,
                 bandwidth=self._bandwidth.value,
             )
-            for spec, share in zip(specs, shares, strict=True)
+            for spec in specs
         ]
         if not worth[0]:
             return None
@@ -222,6 +225,9 @@ class Prefix:
                                 filling.write(spec.key, name, start, wanted)
             spent = self.counts.seconds - before
             filling.seconds.update({spec.key: spent * shares[number] for number, spec in chosen.items()})
+            written = time.perf_counter()
+        # Until it is on the disk.
+        self._bandwidth.note(0, time.perf_counter() - written)
         return store.open(specs[0].key)
 
     def _join(
@@ -257,7 +263,9 @@ class Prefix:
             pairs = zip(parts, values, strict=True)
             yield start, [part.cut.half(training).boundary.pack(own) for part, own in pairs]
 
-    def _spec(self, part: FrozenPart, split: str, view: int, packed: Sequence[Tensor]) -> EntrySpec:
+    def _spec(
+        self, part: FrozenPart, split: str, view: int, packed: Sequence[Tensor], *, seconds: float
+    ) -> EntrySpec:
         tensors = {
             str(number): TensorSpec(shape=tuple(tensor.shape[1:]), dtype=tensor.dtype)
             for number, tensor in enumerate(packed)
@@ -267,6 +275,7 @@ class Prefix:
             rows=len(self._images.labels[split]),
             tensors=tensors,
             facts={**self._facts, "split": split, "view": str(view), "freeze_depth": f"{part.plan.depth:g}"},
+            seconds=seconds,
         )
 
     def _key(self, part: FrozenPart, split: str, view: int) -> str:

@@ -32,6 +32,7 @@ from harness.engine.residency import Residency, budget_of
 from harness.engine.source import Images, Source
 from harness.engine.store import ActivationStore, default_budget
 from harness.isolation import kept_random_state, seed_all
+from harness.provenance import code_sha256
 from harness.records import TrialConfig
 from harness.registry import Registry
 from harness.specs import BackboneSpec, InputSpec
@@ -163,18 +164,21 @@ class Setup:
             images,
             store=self._store if self._store.budget else None,
             facts={
-                "backbone": config.backbone,
+                # With the digest of its plugin's code: a graph does not tell all that its layers do.
+                "backbone": canonical(self._registry.provider("backbone", config.backbone)),
                 "batch": str(config.batch_size),
-                "cpu": torch.backends.cpu.get_cpu_capability(),
+                "harness": code_sha256("harness"),
                 "torch": torch.__version__,
                 "timm": timm.__version__,
                 "layout": name_layout(images.layout),
+                "products": torch.get_float32_matmul_precision(),
                 **{
                     name: facts[name]
                     for name in (
                         "device",
                         "precision",
                         "threads",
+                        "processor",
                         "system",
                         "cuda",
                         "cudnn",
@@ -215,7 +219,7 @@ class Setup:
             {split: torch.tensor([item.label for item in part]) for split, part in items.items()},
             policy=augmentation.spec.build(inputs),
             policy_name=config.augmentation,
-            policy_key=canonical(dataclasses.asdict(augmentation.provider)),
+            policy_key=canonical(self._registry.provider("augmentation", config.augmentation)),
             varies=augmentation.spec.varies,
             dataset_key=self._dataset_key,
             inputs=inputs,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,7 +84,9 @@ class ActivationStore:
     """A folder of entries that many processes of one machine share; an object is for one thread.
 
     When room is needed, the entry of least value goes first, of those that no living process has open:
-    value = seconds that computing it took / bytes / 2 ** (time since its last use / `HALF_LIFE`).
+    value = seconds that computing it took / bytes / 2 ** (time since its last use / `HALF_LIFE`). What this
+    object has used since the last `close` but one gives way only to what is worth twice as much: trials that
+    read the same views in turn, of which not all fit, would else each find what the one before it evicted.
 
     Args:
         folder: Of the entries; made when the first one is written.
@@ -95,6 +97,8 @@ class ActivationStore:
         self.folder = folder
         self.budget = budget
         self._opened: dict[str, Entry] = {}
+        self._used: set[str] = set()
+        self._used_before: set[str] = set()
 
     def open(self, key: str) -> Entry | None:
         """Map a complete entry and pin it until `release` or `close`; None if there is none.
@@ -116,6 +120,7 @@ class ActivationStore:
                     except ValueError:
                         path.unlink(missing_ok=True)
                         return None
+        self._used.add(key)
         with suppress(OSError):  # of somebody else, or removed by hand
             os.utime(path)
         return self._opened[key]
@@ -126,9 +131,10 @@ class ActivationStore:
             self._opened.pop(key).close()
 
     def close(self) -> None:
-        """Unmap all entries."""
+        """Unmap all entries: a trial has ended."""
         for key in list(self._opened):
             self.release(key)
+        self._used, self._used_before = set(), self._used
 
     @contextmanager
     def fill(
@@ -214,22 +220,29 @@ class ActivationStore:
         self._sweep({spec.key for spec in specs})
         sizes = _sizes(self.folder, "*.safetensors")
         used = sum(sizes.values()) + sum(_sizes(self.folder, ".*.part").values())
-        idle: list[Path] | None = None
+        values: dict[Path, float] | None = None
         for spec in specs:
             size = spec.bytes
             if used + size > self.budget:
-                if idle is None:
-                    idle = sorted((path for path in sizes if not is_pinned(path)), key=_value)
+                if values is None:
+                    values = {path: _value(path) for path in sizes if not is_pinned(path)}
+                idle = sorted(self._give_way(values, spec.seconds / size), key=values.__getitem__)
                 # Nothing goes in vain.
                 if used + size - sum(sizes[path] for path in idle) <= self.budget:
                     while idle and used + size > self.budget:
                         path = idle.pop(0)
+                        del values[path]
                         used -= sizes[path] if remove_unpinned(path) else 0
             if used + size > self.budget:
                 filling.refused.add(spec.key)
             else:
                 filling._parts[spec.key] = Part(self.folder / f".{spec.key}.part", spec)
                 used += size
+
+    def _give_way(self, values: Mapping[Path, float], value: float) -> list[Path]:
+        """Return those of some entries that may go for one of some value."""
+        own = {self._path(key) for key in self._used | self._used_before}
+        return [path for path in values if path not in own or 2 * values[path] <= value]
 
     def _commit(self, filling: Filling, seconds: float) -> None:
         for key, part in filling._parts.items():
