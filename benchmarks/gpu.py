@@ -20,6 +20,7 @@ import subprocess
 import tempfile
 import threading
 import time
+import traceback
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -149,10 +150,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as home:
         os.environ["HARNESS_HOME"] = home
         bench = Bench(device, QUICK if arguments.quick else FULL, Path(home))
+        failed = False
         for wanted in arguments.only:
             began = time.perf_counter()
-            measurements[wanted](bench)
+            try:
+                measurements[wanted](bench)
+            except Exception:
+                # The machine may be lent once: what else there is to measure is measured.
+                failed = True
+                print(f"\n{traceback.format_exc()}")
             print(f"\n({time.perf_counter() - began:.0f} s in all)", flush=True)
+    if failed:
+        raise SystemExit(1)
 
 
 def training(bench: Bench) -> None:
@@ -182,7 +191,7 @@ def run_engine(engine: Engine, job: TrialJob) -> tuple[float, str]:
     """Run a trial; return images a second of its training alone, and where its batches are made."""
     (outcome,) = engine.run([job], on_step=lambda: None, on_epoch=lambda number, record: False)
     if outcome.cost is None or outcome.cost.execution != "eager":
-        raise SystemExit(f"the trial did not run as expected: {outcome.reason} {outcome.detail}")
+        raise RuntimeError(f"the trial did not run as expected: {outcome.reason} {outcome.detail}")
     return outcome.cost.images_per_second, outcome.environment["images"]
 
 
@@ -264,6 +273,7 @@ def search(bench: Bench) -> None:
     print("| --- | --- | --- | --- | --- | --- | --- |")
     counts = " | ".join(str(states.count(state)) for state in ("complete", "pruned", "failed"))
     print(f"| {len(states)} | {counts} | {seconds:.0f} | {seconds / len(states):.2f} | {busy.share} |")
+    print_reasons(result)
 
 
 def heads(bench: Bench) -> None:
@@ -280,6 +290,8 @@ def heads(bench: Bench) -> None:
             "lr": [float(lr) for lr in np.geomspace(1e-4, 1e-2, count)],
         },
         train={"epochs": 30},
+        # Without them a study does not know that the head is linear before its first trial has run.
+        search={"probes": True},
     )
     began = time.perf_counter()
     result = harness.run_study(study, registry=bench.registry, runs=bench.home / "runs")
@@ -288,6 +300,15 @@ def heads(bench: Bench) -> None:
     images = sum(cost.images_per_second * cost.seconds for cost in costs)
     print("| heads | images/s over all, training | the study, s |\n| --- | --- | --- |")
     print(f"| {len(costs)} | {images / sum(cost.seconds for cost in costs):,.0f} | {seconds:.1f} |")
+    print_reasons(result)
+
+
+def print_reasons(result: harness.StudyResult) -> None:
+    """Say why trials failed, each reason once, with the traceback of one of them."""
+    failed = {record.reason: record for record in result.records if record.state == "failed"}
+    for reason, record in failed.items():
+        error = result.folder / record.folder / "error.txt"
+        print(f"\nfailed: {reason}\n{error.read_text(encoding='utf-8') if error.exists() else ''}")
 
 
 def metrics(bench: Bench) -> None:
@@ -312,7 +333,7 @@ def metrics(bench: Bench) -> None:
             job = bench.job(study, file, f"{place}-{depth}")
             (outcome,) = engine.run([job], on_step=lambda: None, on_epoch=lambda number, record: False)
             if outcome.state != "complete":
-                raise SystemExit(f"{place}: {outcome.reason} {outcome.detail}")
+                raise RuntimeError(f"{place}: {outcome.reason} {outcome.detail}")
             cells += [f"{outcome.scores['val'].accuracy:.4f}", f"{outcome.scores['val'].f1:.4f}"]
             found.append(load_file(job.folder / "predictions.safetensors")["val.probabilities"])
         same = (found[0].argmax(1) == found[1].argmax(1)).mean()
@@ -323,8 +344,9 @@ class Busy:
     """The share of time in which the GPU had something to do, as its driver tells; a context."""
 
     def __init__(self, device: torch.device) -> None:
-        self._device, self._over = device, threading.Event()
+        self._device = device
         self._samples: list[int] = []
+        self._process: subprocess.Popen[str] | None = None
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def _watch(self) -> None:
@@ -333,13 +355,11 @@ class Busy:
         command = ["nvidia-smi", f"--id=GPU-{number}", "--query-gpu=utilization.gpu"]
         command += ["--format=csv,noheader,nounits", "--loop-ms=100"]
         with suppress(OSError), subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            self._process = process
             assert process.stdout is not None
             for line in process.stdout:
                 if line.strip().isdigit():
                     self._samples.append(int(line))
-                if self._over.is_set():
-                    break
-            process.terminate()
 
     def __enter__(self) -> Busy:
         if self._device.type == "cuda":
@@ -347,9 +367,10 @@ class Busy:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._over.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        if self._process is not None:
+            # Not when its next line comes: that may take long.
+            self._process.terminate()
+            self._thread.join(timeout=5)
         mean = sum(self._samples) / len(self._samples) if self._samples else None
         self.share = "not measured" if mean is None else f"{mean:.0f} %"
 

@@ -68,10 +68,11 @@ class Narrow(torch.nn.Linear):
     """A layer that runs out of memory on more than a few images."""
 
     limit = 100
+    error: Exception = torch.OutOfMemoryError("too many (injected)")
 
     def forward(self, images):
         if self.training and len(images) > self.limit:
-            raise torch.OutOfMemoryError("too many (injected)")
+            raise self.error
         return super().forward(images)
 
 
@@ -172,6 +173,24 @@ def test_a_batch_norm_that_trains_on_parts_of_a_batch_is_flagged(fit_rows, froze
     fitted, _ = fit_rows(model=Normed(), eval_modules=frozen)
     assert fitted.micro_batch == 6
     assert fitted.norm_in_parts is flagged
+
+
+@pytest.mark.parametrize(
+    ("error", "halves"),
+    [
+        ("FIND was unable to find an engine to execute this computation", True),
+        ("cuDNN error: CUDNN_STATUS_ALLOC_FAILED", True),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
+        ("shapes do not fit", False),
+    ],
+)
+def test_a_shortage_of_memory_has_several_names(fit_rows, monkeypatch, error, halves):
+    monkeypatch.setattr(Narrow, "error", RuntimeError(error))
+    if halves:
+        assert fit_rows(6)[0].micro_batch == 6
+    else:
+        with pytest.raises(RuntimeError, match=error):
+            fit_rows(6)
 
 
 def test_one_image_that_does_not_fit_fails(fit_rows):

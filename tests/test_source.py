@@ -76,6 +76,15 @@ def test_a_device_that_makes_other_pixels_is_not_used(make, bank, split):
         assert images.place == "host"
 
 
+def test_images_that_find_no_room_on_the_device_after_all_stay_on_the_host(make):
+    def full(split):
+        raise torch.OutOfMemoryError("out of memory")
+
+    images = make(keep=full)
+    assert torch.equal(images.fetch("train", 0, [0, 1])[0], make().fetch("train", 0, [0, 1])[0])
+    assert images.place == "host"
+
+
 def test_images_that_a_policy_needs_on_the_cpu_take_no_room_on_the_device(make):
     asked = []
     images = make(keep=asked.append, policy="trivial-augment")

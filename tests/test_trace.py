@@ -29,6 +29,7 @@ from nets import (
     shake,
 )
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from harness.engine.boundary import Count, CutError
 from harness.engine.cut import Cut
@@ -333,3 +334,32 @@ def test_prefixes_with_other_literals_are_not_joined():
     ]
     numbers, _ = join_prefixes(halves)
     assert numbers == [0, 2]
+
+
+class Gridded(Plain):
+    """Asks one of its parameters where to put another, as rotary embeddings do."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(6))
+
+    def forward(self, x):
+        device = next(self.parameters()).device
+        grid = torch.arange(6, device=device) / self.scale.to(device)
+        return self.head(self.second(self.first(x) + grid[:, None, None]).mean((2, 3)))
+
+
+def test_a_cut_makes_its_tensors_where_the_model_lies_by_now():
+    model = shake(Gridded())
+    plan = freeze(model, "first", "second", "scale")
+    half = trace(model, plan, training=False)
+    # Devices are looked at, nothing is computed: no GPU is needed.
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        gpu = torch.device("cuda", 0)
+        there = copy.deepcopy(model).eval()
+        for module in there.modules():
+            for name, value in list(module.named_parameters(recurse=False)):
+                module._parameters[name] = nn.Parameter(torch.empty(value.shape, device=gpu))
+        values = half.bind_prefix(there)(torch.empty(2, 3, SIZE, SIZE, device=gpu))
+        assert half.bind_suffix(there)(values, 2).device == gpu
+    assert differences(model, plan, traced(model, plan)) == []

@@ -15,6 +15,10 @@ from harness.data.bank import Bank, centre_crop
 from harness.data.manifest import Item
 from harness.errors import PluginError
 
+_PINNED = 2**26
+"""Bytes of a tensor, at most, that goes to a GPU through memory that cannot be swapped: torch keeps that
+memory, rounded up to a power of two."""
+
 
 def train_batch(
     bank: Bank,
@@ -70,7 +74,7 @@ def eval_batch(bank: Bank, rows: Sequence[int], size: int) -> Tensor:
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
     """Return a tensor on a device; on a GPU before the copy has ended, which its later work waits for."""
-    if device.type == "cuda" and tensor.device.type == "cpu":
+    if device.type == "cuda" and tensor.device.type == "cpu" and tensor.nbytes <= _PINNED:
         # From memory that can be swapped the copy would wait for all that the GPU still has to do.
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)

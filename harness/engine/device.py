@@ -70,7 +70,10 @@ def chosen_kernels(device: torch.device, *, deterministic: bool) -> Iterator[Non
     enabled = torch.are_deterministic_algorithms_enabled()
     warns = torch.is_deterministic_algorithms_warn_only_enabled()
     benchmark, tf32 = torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32
-    torch.use_deterministic_algorithms(deterministic)
+    # Setting it imports torch's compiler, which takes seconds.
+    is_set = enabled == deterministic and not (enabled and warns)
+    if not is_set:
+        torch.use_deterministic_algorithms(deterministic)
     # Tries all algorithms of a convolution once for each shape: which one wins differs between runs.
     torch.backends.cudnn.benchmark = not deterministic
     # Else a convolution in "fp32" rounds its inputs to ten bits.
@@ -78,7 +81,8 @@ def chosen_kernels(device: torch.device, *, deterministic: bool) -> Iterator[Non
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(enabled, warn_only=warns)
+        if not is_set:
+            torch.use_deterministic_algorithms(enabled, warn_only=warns)
         torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = benchmark, tf32
 
 

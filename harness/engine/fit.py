@@ -27,6 +27,14 @@ Prediction: TypeAlias = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]
 """Class probabilities (N, C) and labels (N,), in the order of their split."""
 
 
+_SHORTAGE = (
+    # Of cuDNN, when no algorithm found the room to run.
+    "unable to find an engine to execute this computation",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
+
+
 class DivergedError(Exception):
     """The loss or the outputs stopped being finite numbers."""
 
@@ -117,8 +125,8 @@ def fit(
                 try:
                     value = backward(run, loss, inputs, labels, parts, config.precision)
                     break
-                except torch.OutOfMemoryError:
-                    if parts >= len(labels):
+                except RuntimeError as error:
+                    if not is_out_of_memory(error) or parts >= len(labels):
                         raise
                 # For good: what did not fit once will not fit the next time. Out here, where the error no
                 # longer holds what its frames held.
@@ -165,6 +173,13 @@ def fit(
         images=images,
         micro_batch=-(-min(config.batch_size, source.train_size) // parts),
         norm_in_parts=norm_in_parts,
+    )
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Say whether a device's memory did not suffice, in whichever words its libraries say so."""
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in _SHORTAGE)
     )
 
 

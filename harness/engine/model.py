@@ -107,7 +107,8 @@ class Models:
             _, part = self._parts.get((origin, config.freeze_depth), ({}, None))
             model = twin.model if part is not None and part.head else twin.mould.copy()
             if part is None:
-                part = self._part(model, backbone, config, weights, config.freeze_depth)
+                # Cut and named where all are: another device rounds otherwise.
+                part = self._part(model.cpu(), backbone, config, weights, config.freeze_depth)
             apply_freeze(model, part.plan)
         else:
             model = backbone.build(self._num_classes, weights, config.image_size)

@@ -12,7 +12,7 @@ import torch
 
 from harness import metrics
 from harness.data.manifest import Item
-from harness.engine.fit import DivergedError, Prediction
+from harness.engine.fit import DivergedError, Prediction, is_out_of_memory
 from harness.engine.job import TrialJob, TrialOutcome
 from harness.errors import DataError, HarnessError, StorageError
 from harness.predictions import Predictions, write_predictions
@@ -65,7 +65,7 @@ def fail(
     detail = ""
     if isinstance(error, DivergedError):
         reason = f"nan: {error}"
-    elif isinstance(error, torch.OutOfMemoryError):
+    elif is_out_of_memory(error):
         reason = f"oom: batch {job.config.batch_size} at {job.config.image_size} px: {say_in_a_line(error)}"
     else:
         reason = f"error: {say_in_a_line(error)}"

@@ -100,7 +100,11 @@ class Images:
         """Return the images of a split on the device, if batches made there have the same pixels."""
         if split == "train" and read_policy(self._policy) is None:
             return None
-        resident = self._keep(split)
+        try:
+            resident = self._keep(split)
+        except torch.OutOfMemoryError:
+            # Others have taken the room meanwhile.
+            return None
         if resident is None:
             return None
         some = list(rows)[:_COMPARED]

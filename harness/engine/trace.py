@@ -25,7 +25,7 @@ from torch import Tensor, fx, nn
 from harness.engine.boundary import Boundary, CutError
 from harness.engine.effects import run_and_watch
 
-_COMPILED: WeakKeyDictionary[fx.Graph, Callable[..., Any]] = WeakKeyDictionary()
+_COMPILED: WeakKeyDictionary[fx.Graph, dict[torch.device, Callable[..., Any]]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +75,7 @@ class TracedHalf:
         device = next(model.parameters()).device
         constants = {name: value.to(device) for name, value in self.constants.items()}
         # The leaves are the model's own, and so are their training flags.
-        return partial(_compile(graph), _Root(model, constants))
+        return partial(_compile(graph, device), _Root(model, constants))
 
 
 class _Root:
@@ -90,14 +90,30 @@ class _Root:
         return constants[name] if name in constants else getattr(self.__dict__["model"], name)
 
 
-def _compile(graph: fx.Graph) -> Callable[..., Any]:
-    """Return a graph as a function of what holds its tensors, and its inputs; each is compiled once."""
-    if graph not in _COMPILED:
-        code = graph.python_code("self")
+def _compile(graph: fx.Graph, device: torch.device) -> Callable[..., Any]:
+    """Return a graph as a function of what holds its tensors, and its inputs; compiled once for a device."""
+    compiled = _COMPILED.setdefault(graph, {})
+    if device not in compiled:
+        code = _placed(graph, device).python_code("self")
         names: dict[str, Any] = dict(code.globals)
         exec(compile(code.src, "<cut>", "exec"), names)
-        _COMPILED[graph] = names["forward"]
-    return _COMPILED[graph]
+        compiled[device] = names["forward"]
+    return compiled[device]
+
+
+def _placed(graph: fx.Graph, device: torch.device) -> fx.Graph:
+    """Return a graph that makes its tensors on a device.
+
+    A forward pass that asks a buffer where it lies is traced with the answer, which is the CPU.
+    """
+    placed = fx.Graph()
+    placed.output(placed.graph_copy(graph, {}))
+    for node in placed.nodes:
+        node.args, node.kwargs = (
+            fx.node.map_aggregate(part, lambda value: device if isinstance(value, torch.device) else value)
+            for part in (node.args, node.kwargs)
+        )
+    return placed
 
 
 def join_prefixes(halves: Sequence[TracedHalf]) -> tuple[list[int], TracedHalf]:

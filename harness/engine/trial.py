@@ -214,9 +214,10 @@ class Engine:
     ) -> TrialOutcome:
         """Return the outcome of one head of those that trained together."""
         config = job.config
+        if result.error is not None:
+            # Not raised: with this frame in its traceback it would hold the features that it ran on.
+            return fail(result.error, job, curve=result.curve, environment=self._setup.facts(config))
         try:
-            if result.error is not None:
-                raise result.error
             assert result.val is not None and opened.part.head is not None
             predictions = {"val": result.val}
             if job.test:
