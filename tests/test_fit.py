@@ -105,7 +105,7 @@ def fit_rows(registry, tiny):
     )
     config = resolve_space(study, registry).probe_config(study, "tiny-net")
 
-    def run(limit=100, model=None, eval_modules=(), forward=None):
+    def run(limit=100, model=None, eval_modules=(), forward=None, make_room=lambda: False):
         if model is None:
             torch.manual_seed(0)
             model = Narrow(6, 3)
@@ -135,6 +135,7 @@ def fit_rows(registry, tiny):
             on_step=lambda: None,
             on_epoch=lambda record: False,
             forward=forward,
+            make_room=make_room,
         )
         return fitted, next(model.parameters()).detach()
 
@@ -191,6 +192,23 @@ def test_a_shortage_of_memory_has_several_names(fit_rows, monkeypatch, error, ha
     else:
         with pytest.raises(RuntimeError, match=error):
             fit_rows(6)
+
+
+def test_a_batch_goes_through_whole_where_others_make_room_for_it(fit_rows, monkeypatch):
+    asked = []
+
+    def make_room():
+        asked.append(1)
+        monkeypatch.setattr(Narrow, "limit", 100)
+        return True
+
+    whole, expected = fit_rows(100)
+    torch.manual_seed(0)
+    monkeypatch.setattr(Narrow, "limit", 6)
+    fitted, found = fit_rows(model=Narrow(6, 3), make_room=make_room)
+    assert asked == [1]
+    assert fitted.micro_batch == whole.micro_batch == 12
+    assert torch.equal(found, expected)
 
 
 def test_one_image_that_does_not_fit_fails(fit_rows):

@@ -90,3 +90,14 @@ def test_a_budget_of_nothing_keeps_nothing():
     residency = Residency(0)
     assert keep(residency, "a", 1) == (None, [])
     assert not residency.claim(1)
+
+
+def test_what_the_present_trial_does_not_use_can_be_given_up():
+    residency = Residency(100)
+    keep(residency, "a")
+    residency.end_trial()
+    keep(residency, "b")
+    assert residency.drop_idle()
+    assert not residency.drop_idle()
+    assert keep(residency, "b") == ("bank b", [])
+    assert keep(residency, "a") == ("bank a", ["a"])

@@ -72,6 +72,7 @@ def fit(
     on_step: Callable[[], None],
     on_epoch: Callable[[EpochRecord], bool],
     forward: Forward | None = None,
+    make_room: Callable[[], bool] = lambda: False,
 ) -> FitResult:
     """Train a model and evaluate it on the validation split after each epoch.
 
@@ -89,6 +90,7 @@ def fit(
         on_step: Called after each step.
         on_epoch: Called after each epoch; true ends the training.
         forward: Runs the trainable part in training; None: what is behind `cut`, as it is written.
+        make_room: Gives up memory of the device that the training does not need; says whether there was any.
 
     A batch that does not fit into memory goes through in halves, quarters and so on.
 
@@ -126,12 +128,16 @@ def fit(
                     value = backward(run, loss, inputs, labels, parts, config.precision)
                     break
                 except RuntimeError as error:
-                    if not is_out_of_memory(error) or parts >= len(labels):
+                    if not is_out_of_memory(error):
                         raise
-                # For good: what did not fit once will not fit the next time. Out here, where the error no
-                # longer holds what its frames held.
-                parts = min(2 * parts, len(labels))
-                norm_in_parts = any(_is_training_norm(module) for module in model.modules())
+                    freed = make_room()
+                    if not freed and parts >= len(labels):
+                        raise
+                # Out here, where the error no longer holds what its frames held.
+                if not freed:
+                    # For good: what did not fit once will not fit the next time.
+                    parts = min(2 * parts, len(labels))
+                    norm_in_parts = any(_is_training_norm(module) for module in model.modules())
                 if device.type == "cuda":
                     torch.cuda.empty_cache()
             if config.clip_grad:

@@ -76,13 +76,23 @@ class Residency(Generic[Kept]):
         self._claimed += size
         return True
 
+    def drop_idle(self) -> bool:
+        """Give up what the present trial does not use; say whether there was anything."""
+        idle = self._idle()
+        for key in idle:
+            del self._kept[key]
+        return bool(idle)
+
     def end_trial(self) -> None:
         """Let what the trial used make room for others, and forget its claims."""
         self._in_use.clear()
         self._claimed = 0
 
+    def _idle(self) -> list[Hashable]:
+        return [key for key in self._kept if key not in self._in_use]
+
     def _make_room(self, size: int) -> bool:
-        idle = [key for key in self._kept if key not in self._in_use]
+        idle = self._idle()
         # Nothing goes in vain.
         if self.used + size - sum(self._kept[key][0] for key in idle) > self.budget:
             return False

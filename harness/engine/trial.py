@@ -126,6 +126,7 @@ class Engine:
             on_step=on_step,
             on_epoch=on_epoch,
             forward=forward,
+            make_room=self._setup.residency.drop_idle,
         )
         if execution == "compiled" and fitted.micro_batch < min(config.batch_size, source.train_size):
             execution = "eager: a batch did not fit into memory, and its parts were not compiled"
