@@ -25,7 +25,7 @@ from harness.errors import DataError, PluginError, StorageError
 from harness.registry import Registry
 from harness.specs import InputSpec
 
-Answer: TypeAlias = "npt.NDArray[np.float32] | DataError"
+Answer: TypeAlias = npt.NDArray[np.float32] | DataError
 """Probabilities of an image's classes, shape (C,), or why it is no image."""
 
 
