@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -17,10 +19,17 @@ from harness.search.executors import portable
 _TICK = 2.0
 """Seconds between signs of life."""
 
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+"""Options of glibc's `mallopt`."""
+_KEPT = 2**30
+_LEAST_KEPT = 2**25
+"""As much as older versions of glibc accept."""
+
 
 def main() -> None:
     """Serve one parent until it closes the connection."""
     connection: Connection[Any, Any] = Connection(int(sys.argv[1]))
+    keep_freed_memory(os.environ)
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     # Seconds of imports, done while the parent prepares the study.
     from harness.engine.trial import Engine
@@ -62,6 +71,27 @@ def main() -> None:
     except (EOFError, BrokenPipeError, ConnectionResetError):
         # The parent is gone; nobody is left to report to.
         return
+
+
+def keep_freed_memory(variables: Mapping[str, str]) -> int:
+    """Let glibc keep freed memory for what is allocated next; return how many bytes, 0 for its own way.
+
+    Its own way gives what a training step frees back to the kernel, which takes the next step's time to fill
+    pages with zeros. Its thresholds are left where the variables set any, and so is another C library.
+    """
+    chosen = [name for name in variables if name.startswith("MALLOC_")]
+    if chosen or "malloc" in variables.get("GLIBC_TUNABLES", ""):
+        return 0
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, TypeError):
+        return 0
+    for size in (_KEPT, _LEAST_KEPT):
+        # The one is no longer adapted once the other is set: both or none.
+        if mallopt(_MMAP_THRESHOLD, size):
+            mallopt(_TRIM_THRESHOLD, size)
+            return size
+    return 0
 
 
 def _print_to(log: str) -> None:
