@@ -49,6 +49,7 @@ from harness.engine.trial import Engine
 from harness.isolation import seed_all
 from harness.predictions import read_predictions
 from harness.search.space import resolve_space
+from harness.search.worker import keep_freed_memory
 
 MODELS = ("resnet18", "mobilenetv3_small_100", "vit_tiny_patch16_224", "efficientnet_b0")
 DEPTHS = (0.25, 0.5, 0.75, 1.0)
@@ -80,6 +81,8 @@ def main() -> None:
     parser.add_argument("--plain-precision", choices=("fp32", "bf16"), help="default: that of the engine")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    # As in a worker, for both loops.
+    keep_freed_memory(os.environ)
     with tempfile.TemporaryDirectory() as work:
         os.environ["HARNESS_HOME"] = f"{work}/home"
         folder = Path(work) / "photos"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -46,6 +47,8 @@ class Range(_Model):
             raise ValueError(f"low must be above 0 on a log scale (got {self.low:g})")
         if self.log and self.step:
             raise ValueError("step and log exclude each other")
+        if self.step and self.step > self.high - self.low:
+            raise ValueError(f"step ({self.step:g}) must not be larger than from low to high")
         return self
 
 
@@ -101,6 +104,7 @@ class SpaceConfig(_Model):
     head_init: Annotated[
         tuple[Literal["ridge", "timm", "xavier", "kaiming", "zero"], ...],
         BeforeValidator(_as_list),
+        AfterValidator(_without_repeats),
         Field(min_length=1),
     ] = ("ridge",)
     """How the new head starts; `ridge` takes what ridge regression finds on the features of the backbone."""

@@ -353,13 +353,16 @@ def read_records(
     """
     records = []
     for part in ("trials", "finals"):
+        found = []
         for path in sorted(study_folder.glob(f"{part}/*/record.json")):
             try:
-                records.append(read_record(path))
+                found.append(read_record(path))
             except StorageError as error:
                 if on_damage is None:
                     raise
                 on_damage(error)
+        # Folders are named by numbers of four digits, or more.
+        records += sorted(found, key=lambda record: (record.number, record.config.seed))
     return records
 
 

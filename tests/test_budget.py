@@ -37,6 +37,11 @@ def lasted(seconds, **changes):
     return dataclasses.replace(record, config=config, cost=cost)
 
 
+def room(budget):
+    """Return the seconds that trials may take which do not become finalists."""
+    return budget.left - budget._reserved(0.0)
+
+
 def test_the_finalists_time_is_set_aside(clock):
     records = [lasted(10, number=0), lasted(10, number=1, lr=2e-4)]
     costs = CostModel(records)
@@ -44,9 +49,12 @@ def test_the_finalists_time_is_set_aside(clock):
     budget = Budget(100, FinalizeConfig(top=2))
     budget.plan(records, [], CostModel(records))
     clock.now = 100 - reserve - 10
-    assert budget.for_search == pytest.approx(10)
-    assert budget.pays_for(10)
-    assert not budget.pays_for(20)
+    assert room(budget) == pytest.approx(10)
+    assert budget.affords(9, longest=9)
+    assert budget.pays_for(10, longest=10)
+    assert not budget.affords(13, longest=10)
+    assert not budget.is_spent
+    assert not budget.pays_for(20, longest=10)
     assert budget.is_spent
     assert budget.pays_for_final(records[0], costs)
 
@@ -55,11 +63,11 @@ def test_what_trainings_take_beside_their_records_is_set_aside_too(clock):
     records = [lasted(10, number=0)]
     budget = Budget(100, FinalizeConfig(top=1, seeds=2))
     budget.plan(records, [], CostModel(records))
-    before = budget.for_search
+    before = room(budget)
     for seconds in (30, 2, 2):  # the first waited for the worker
         budget.note_overhead(seconds)
     budget.plan(records, [], CostModel(records))
-    assert budget.for_search == pytest.approx(before - 2 * 2)
+    assert room(budget) == pytest.approx(before - 2 * 2)
     clock.now = 100 - CostModel(records).final_seconds(records[0]) - 1
     budget.note_overhead(2)
     clock.now += 4
@@ -80,9 +88,9 @@ def test_no_time_is_set_aside_for_a_finalist_that_is_tested(clock):
     trial, final = lasted(10, number=3), lasted(10, kind="final", number=3)
     budget = Budget(100, FinalizeConfig(top=2, seeds=1))
     budget.plan([trial], [], CostModel([trial]))
-    assert budget.for_search < 95
+    assert room(budget) < 95
     budget.plan([trial], [final], CostModel([trial]))
-    assert budget.for_search == 100
+    assert room(budget) == 100
 
 
 def test_a_study_in_which_everything_fails_ends_with_its_time(tiny, registry, tmp_path, monkeypatch):
@@ -129,8 +137,8 @@ def test_without_a_budget_everything_is_paid_for(clock):
     budget.plan([record], [], CostModel([record]))
     clock.now = 1e12
     assert budget.left == math.inf
-    assert budget.pays_for(1e9)
-    assert budget.for_search == math.inf
+    assert budget.pays_for(1e9, longest=1e9)
+    assert room(budget) == math.inf
     assert not budget.is_overrun(1e9)
     assert not budget.is_spent
 
@@ -161,3 +169,16 @@ def test_a_budget_counts_what_comes_before_the_first_trial(tiny, registry, tmp_p
     assert result.timed_out
     # One is completed and tested whatever the time.
     assert [record.kind for record in result.records] == ["search", "final"]
+
+
+def test_a_trial_that_would_be_a_finalist_leaves_time_to_be_tested(clock):
+    records = [lasted(10, number=0), lasted(30, number=1, lr=2e-4)]
+    reserve = [CostModel(records).final_seconds(record) for record in records]
+    one, two, three = (Budget(100, FinalizeConfig(top=top)) for top in (1, 2, 3))
+    for budget in (one, two, three):
+        budget.plan(records, [], CostModel(records))
+    # The cheapest gives way, where there are as many as are wanted.
+    for budget, own in ((two, 40 - min(reserve)), (three, 40)):
+        assert budget._reserved(40) == pytest.approx(sum(reserve) + own)
+    assert one._reserved(1000) == pytest.approx(1000)
+    assert two._reserved(0) == pytest.approx(sum(reserve))

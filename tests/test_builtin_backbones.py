@@ -138,9 +138,31 @@ def test_a_model_takes_images_of_the_size_it_was_built_for(checkpoint, name, siz
         assert same == (size == 160)
 
 
+def test_a_checkpoint_that_keeps_its_tensors_elsewhere_says_what_it_holds(tmp_path):
+    file = tmp_path / "weights.pt"
+    torch.save({"epoch": 3, "model_state_dict": {"weight": torch.zeros(2)}}, file)
+    with pytest.raises(WeightsError, match="holds no tensors") as caught:
+        timm_spec("test_resnet").build(5, file, 160)
+    assert caught.value.why == "at its top are epoch, model_state_dict"
+
+
 def test_a_size_that_an_architecture_cannot_take_is_refused():
     with pytest.raises(UsageError, match=r"50 px: .*; use \d+ px, its own size"):
         timm_spec("test_vit").build(5, None, 50)
+
+
+def test_weights_that_do_not_fit_a_size_are_not_taken_for_those_of_another_network(tmp_path):
+    # Its biases of attention have the size of its own images.
+    name, size = "levit_128s", 160
+    own, other = tmp_path / "own.safetensors", tmp_path / "other.safetensors"
+    state = {key: value.contiguous() for key, value in timm.create_model(name).state_dict().items()}
+    safetensors.torch.save_file(state, str(own))
+    foreign = timm.create_model("test_resnet").state_dict()
+    safetensors.torch.save_file(foreign, str(other))
+    with pytest.raises(UsageError, match=r"160 px: its weights do not fit: .*; use 224 px"):
+        timm_spec(name).build(5, own, size)
+    with pytest.raises(WeightsError, match="not one of backbone 'levit_128s'"):
+        timm_spec(name).build(5, other, size)
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_efficientnet", "test_nfnet"])

@@ -118,3 +118,13 @@ def test_the_default_study_is_valid_and_frozen():
     assert study.trials >= 12
     with pytest.raises(ValueError, match="frozen"):
         study.trials = 3
+
+
+def test_a_step_beyond_the_range_is_refused():
+    with pytest.raises(UsageError, match="step"):
+        parse_study({"dataset": "petals", "space": {"freeze_depth": {"low": 0.0, "high": 0.5, "step": 0.75}}})
+
+
+def test_a_way_to_start_heads_that_is_named_twice_counts_once():
+    study = parse_study({"dataset": "petals", "space": {"head_init": ["xavier", "ridge", "xavier"]}})
+    assert study.space.head_init == ("xavier", "ridge")

@@ -30,7 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from harness.engine import cut as cutting
 from harness.engine.boundary import CutError, Rows
-from harness.engine.cut import NO_CUT, Cut, bind_suffix, check_cut, cut_model
+from harness.engine.cut import NO_CUT, Cut, bind_suffix, check_cut, cut_model, find_linear_head
 from harness.engine.freeze import apply_freeze, plan_freeze, set_train_mode
 from harness.engine.replay import cut_by_replay
 from harness.engine.trace import TracedHalf, cut_by_tracing
@@ -433,3 +433,16 @@ def test_a_vision_transformer_that_works_its_positions_out_is_cut_exactly():
 def test_an_error_of_the_comparison_names_what_differs():
     with pytest.raises(CutError, match=r"gradient of head: off by 1 of 2"):
         cutting._same("gradient of head", torch.tensor([2.0]), torch.tensor([1.0]))
+
+
+def test_a_head_whose_answers_are_rounded_afterwards_is_no_linear_head():
+    class Rounding(Plain):
+        def forward(self, images):
+            return super().forward(images).bfloat16()
+
+    for make, found in ((Plain, True), (Rounding, False)):
+        model = shake(make())
+        last = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)][-1]
+        plan = freeze(model, *(name for name, _ in model.named_parameters() if not name.startswith(last)))
+        cut = cut_model(model, plan, SIZE)
+        assert (find_linear_head(model, plan, cut) == last) == found

@@ -6,6 +6,9 @@ import signal
 import pytest
 
 from harness import run_study
+from harness.errors import HarnessError
+from harness.search import child
+from harness.search.training import Trainings
 
 
 def losses(*names):
@@ -71,3 +74,42 @@ def test_a_signal_stops_the_study_and_leaves_no_worker(process, registry, tmp_pa
     assert result.exit_code == 143
     assert result.records == ()
     assert started[0]._process.poll() is not None
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
+def test_a_signal_to_the_whole_job_is_for_the_parent_to_answer(
+    process, registry, tmp_path, monkeypatch, started, name
+):
+    judge = Trainings._judge
+
+    def judge_and_signal(trainings, *arguments):
+        os.kill(started[0]._process.pid, getattr(signal, name))
+        return judge(trainings, *arguments)
+
+    monkeypatch.setattr(Trainings, "_judge", judge_and_signal)
+    result = run_study(process(trials=1, finalize={"top": 0}), registry=registry, runs=tmp_path)
+    assert [record.state for record in result.records] == ["complete"]
+
+
+def test_a_worker_that_dies_between_two_trials_costs_none(process, registry, tmp_path, monkeypatch, started):
+    keep = Trainings._keep
+
+    def keep_and_kill(trainings, *arguments):
+        started[-1]._process.kill()
+        started[-1]._process.wait()
+        return keep(trainings, *arguments)
+
+    monkeypatch.setattr(Trainings, "_keep", keep_and_kill)
+    result = run_study(process(trials=2, finalize={"top": 0}), registry=registry, runs=tmp_path)
+    assert [record.state for record in result.records] == ["complete"] * 2
+    assert len(started) == 2
+
+
+def test_a_worker_that_cannot_start_ends_the_study_before_its_trials(
+    process, registry, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(child, "_environment", lambda: {**os.environ, "PYTHONHOME": str(tmp_path)})
+    with pytest.raises(HarnessError, match="cannot start") as caught:
+        run_study(process(trials=2), registry=registry, runs=tmp_path / "runs")
+    assert "exit code 1" in caught.value.why
+    assert not list(tmp_path.glob("runs/*/trials/*"))

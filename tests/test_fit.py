@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from harness.engine.fit import build_optimizer, warmed_up
+from harness.errors import PluginError
+from harness.specs import ScheduleSpec
 
 
 @pytest.mark.parametrize("name", ["constant", "cosine", "step", "exponential"])
@@ -230,3 +232,13 @@ def test_a_pass_of_its_own_trains_and_the_model_itself_is_evaluated(fit_rows):
     assert torch.equal(weight, plain)
     assert calls == [True] * (2 * len(found.curve))
     assert (found.val[0] == expected.val[0]).all()
+
+
+def test_the_factor_of_a_schedule_is_a_number_whatever_the_schedule_returns():
+    spec = ScheduleSpec(name="tensors", summary="", build=lambda steps: lambda step: torch.tensor(0.5))
+    assert [type(warmed_up(spec, 10, 0.2)(step)) for step in (0, 5)] == [float, float]
+
+
+def test_a_model_with_more_answers_than_classes_is_named(fit_rows):
+    with pytest.raises(PluginError, match="answers with 4 classes where there are 3"):
+        fit_rows(model=torch.nn.Linear(6, 4))

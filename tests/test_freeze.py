@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from copy import deepcopy
 from itertools import pairwise
 
@@ -558,3 +559,28 @@ def test_a_plan_of_another_model_is_refused():
     plan = plan_freeze(conv_net(), 0.5, image_size=16)
     with pytest.raises(HarnessError, match="another model"):
         apply_freeze(nn.Linear(2, 2), plan)
+
+
+class Answering(nn.Module):
+    def __init__(self, answer):
+        super().__init__()
+        self.body, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
+        self.answer = answer
+
+    def forward(self, images):
+        return self.answer(self.head(self.body(images).mean((2, 3))))
+
+
+@pytest.mark.parametrize(
+    ("answer", "found"),
+    [
+        (lambda logits: (logits, logits), "it returns tuple"),
+        (lambda logits: {"logits": logits}, "it returns dict"),
+        (lambda logits: logits.argmax(1), r"it returns torch.int64 \(2,\)"),
+        (lambda logits: logits[..., None], r"it returns torch.float32 \(2, 2, 1\)"),
+    ],
+)
+def test_a_backbone_that_gives_no_logits_is_named(answer, found):
+    with pytest.raises(PluginError, match="gives no logits") as caught:
+        plan_freeze(Answering(answer), 0.5, image_size=8)
+    assert re.search(found, caught.value.why)

@@ -8,7 +8,7 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
 
-from harness.search.gp import CostAwareGPSampler
+from harness.search.gp import CostAwareGPSampler, _standardize
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 DEPTHS = (0.0, 0.5, 1.0)
@@ -180,3 +180,9 @@ def test_a_search_that_has_converged_looks_elsewhere_instead_of_training_the_sam
     late = [trial.params for trial in study.get_trials()[-12:]]
     places = {(p["backbone"], p["freeze_depth"], round(math.log10(p["lr"]))) for p in late}
     assert len(places) >= 4
+
+
+def test_where_most_trials_tie_at_the_best_the_others_are_told_from_them():
+    scores = np.array([0.9] * 6 + [0.3, 0.0])
+    standardised = _standardize(scores)
+    assert standardised[:6].min() > standardised[6] > standardised[7]

@@ -237,3 +237,16 @@ def test_an_alpha_below_the_features_precision_is_passed_over():
     assert ridge_probe(*doubled, 4, alphas=[1e-300, 1.0]).parameter == 1.0
     with pytest.raises(UsageError, match="too small"):
         ridge_probe(*doubled, 4, alphas=[1e-300])
+
+
+@pytest.mark.parametrize("dim", [6, 90])
+def test_a_feature_that_hardly_varies_does_not_outweigh_all_others(dim):
+    x, y, x_val, y_val = draw(dim=dim)
+    # As a channel is that is dead but for one image.
+    dead = torch.zeros(len(x), 1)
+    dead[3] = 1e-5
+    x, x_val = torch.cat([x, dead], dim=1), torch.cat([x_val, torch.zeros(len(x_val), 1)], dim=1)
+    result = ridge_probe(x, y, x_val, y_val, 4, alphas=[10.0])
+    assert result.weight[:, -1].abs().max() < 10 * result.weight[:, :-1].abs().max()
+    # The probe itself is what scikit-learn would find.
+    np.testing.assert_allclose(result.logits, sklearn_decisions(x, y, x_val, 10.0), rtol=1e-4, atol=1e-5)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from safetensors.torch import load_file, save_model
 
 from harness.data.manifest import SplitRules, load_manifest
 from harness.engine.job import EngineSettings, ProbeJob, TrialJob
+from harness.engine.probing import Prober
 from harness.engine.trial import Engine
 from harness.errors import DataError
 from harness.search.space import resolve_space
@@ -142,3 +144,18 @@ def test_a_machine_that_fails_is_no_reason_to_start_otherwise(engine, make_job, 
     monkeypatch.setattr(probing, "ridge_probe", fail)
     with pytest.raises(DataError, match="an image is gone"):
         run(engine, make_job())
+
+
+def test_a_device_without_float64_is_spared_the_probes():
+    class Features:
+        def train(self, epoch):
+            return torch.ones(2, 3)
+
+        def split(self, name):
+            return torch.ones(2, 3)
+
+        def labels(self, name):
+            return torch.zeros(2, dtype=torch.int64)
+
+    prober = Prober(SimpleNamespace(device=torch.device("mps")), 2, None)
+    assert {part.device.type for part in prober._data(Features())} == {"cpu"}

@@ -173,3 +173,9 @@ def test_a_study_is_a_folder_with_a_study_file(tmp_path):
 def test_a_record_names_its_schema():
     assert make_record().schema == "harness.record/1"
     assert {item.name for item in dataclasses.fields(TrialRecord)} >= {"config", "scores", "protocol"}
+
+
+def test_records_come_in_the_order_of_their_numbers_however_many_digits_these_have(tmp_path):
+    for number in (10_000, 9_999, 2):
+        write_record(tmp_path, make_record(number=number))
+    assert [record.number for record in read_records(tmp_path)] == [2, 9_999, 10_000]

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 from records_factory import make_record
 
+from harness.records import ProbeRecord
 from harness.search.cost import OVERHEAD, CostModel
 
 
@@ -16,6 +17,10 @@ def measured(backbone, depth, *, flops, share, seconds=1.0, cut="trace"):
         record.cost, flops=flops, frozen_flop_share=share, total_seconds=seconds, cut=cut
     )
     return dataclasses.replace(record, cost=cost)
+
+
+def _counted(record, counts):
+    return dataclasses.replace(record, dataset=dataclasses.replace(record.dataset, counts=counts))
 
 
 def test_work_falls_with_the_frozen_share_and_grows_with_the_backbone():
@@ -73,3 +78,22 @@ def test_passes_of_the_frozen_part_are_no_measure_of_the_rest():
     epochs = len(cold.curve)
     assert costs.seconds("a", 0.0, epochs) == pytest.approx(0.6 * (1 + OVERHEAD) / OVERHEAD)
     assert costs.seconds("a", 1.0, epochs) == pytest.approx(60)
+
+
+def test_the_test_pass_of_a_head_is_foretold_from_what_a_probe_took():
+    head = measured("a", 1.0, flops=1e6, share=1.0, seconds=0.5)
+    counts = {"train": (60, 40), "val": (10, 10), "test": (300, 300)}
+    head = _counted(head, counts)
+    probe = ProbeRecord(
+        backbone="a", ridge_f1=0.5, ridge_accuracy=0.5, knn_f1=0.5, knn_accuracy=0.5, seconds=12.0
+    )
+    assert CostModel([head], [probe]).final_seconds(head) == pytest.approx(0.5 + 12.0 * 600 / 120)
+
+
+def test_the_test_pass_of_a_head_takes_as_long_as_other_trials_of_its_backbone_say():
+    counts = {"train": (60, 40), "val": (10, 10), "test": (300, 300)}
+    head = _counted(measured("a", 1.0, flops=1e6, share=1.0, seconds=0.01), counts)
+    whole = _counted(measured("a", 0.0, flops=1e6, share=0.0, seconds=30.0), counts)
+    epochs = len(whole.curve)
+    # A third of an epoch on each image, and six times as many as for training.
+    assert CostModel([head, whole]).final_seconds(head) == pytest.approx(0.01 + 30 / epochs / 3 * 6, rel=0.01)

@@ -1,9 +1,14 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import itertools
 import json
+import shutil
 import sqlite3
 import threading
+from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,8 +16,9 @@ import safetensors.numpy
 from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score
 
 from harness import NoTrialSucceeded, StorageError, UsageError, run_study
-from harness.errors import DataError, UnknownNameError
+from harness.errors import DataError, PluginError, UnknownNameError, WeightsError
 from harness.records import read_record, read_records
+from harness.search import budget
 from harness.search.folder import locked_study
 from harness.search.result import choose_finalists
 from harness.search.study import check_study
@@ -588,3 +594,109 @@ def test_data_that_are_missing_are_said_before_weights_are_looked_for(
     )
     with pytest.raises(DataError, match=said):
         start(config, registry=registry)
+
+
+@pytest.fixture
+def own_weights(tmp_path):
+    """Return a function that writes a checkpoint of the bundled ResNet, sound or of another network."""
+    import timm
+    from safetensors.torch import save_file
+
+    file = tmp_path / "weights.safetensors"
+
+    def write(name):
+        save_file(timm.create_model(name, num_classes=7).state_dict(), str(file))
+        return file
+
+    return write
+
+
+@pytest.mark.parametrize("probes", [True, False])
+def test_a_checkpoint_of_another_network_ends_a_study_which_goes_on_with_the_right_one(
+    tiny, registry, tmp_path, own_weights, probes
+):
+    name = "test_resnet.formula1"
+    study = tiny(
+        init="pretrained",
+        trials=1,
+        weights={name: str(own_weights("test_efficientnet"))},
+        space={"backbone": [name]},
+        train={"epochs": 1},
+        search={"probes": probes},
+        finalize={"top": 0},
+    )
+    with pytest.raises(WeightsError, match="not one of backbone 'test_resnet'"):
+        check_study(study, registry)
+    with pytest.raises(WeightsError, match="not one of backbone 'test_resnet'"):
+        run_study(study, registry=registry, runs=tmp_path / "runs")
+    own_weights("test_resnet")
+    for trials in (1, 2):
+        result = run_study(
+            study.model_copy(update={"trials": trials}), registry=registry, runs=tmp_path / "runs"
+        )
+        assert [record.state for record in result.records] == ["complete"] * trials
+    own_weights("test_resnet")
+    with pytest.raises(UsageError, match="are not those that study"):
+        run_study(study.model_copy(update={"trials": 3}), registry=registry, runs=tmp_path / "runs")
+
+
+def test_a_size_that_a_backbone_cannot_take_is_refused_before_a_study_begins(tiny, registry, tmp_path):
+    study = tiny(space={"backbone": ["test_vit"]}, train={"image_size": 50})
+    for begin in (check_study, partial(run_study, runs=tmp_path / "runs")):
+        with pytest.raises(UsageError, match=r"50 px: .*; use 160 px, its own size"):
+            begin(study, registry=registry)
+    assert not list((tmp_path / "runs").glob("*/study.json"))
+
+
+def test_a_backbone_that_cannot_be_built_is_named_in_a_dry_run(tiny, registry, monkeypatch):
+    def build(num_classes, weights, image_size):
+        raise ValueError("out of order")
+
+    component = registry.backbones.get("tiny-net")
+    broken = dataclasses.replace(component, spec=dataclasses.replace(component.spec, build=build))
+    monkeypatch.setitem(registry.backbones._specs, "tiny-net", broken)
+    with pytest.raises(PluginError, match="backbone 'tiny-net' cannot be built") as caught:
+        check_study(tiny(space={"backbone": ["tiny-net"]}), registry)
+    assert "ValueError: out of order" in caught.value.why
+
+
+def test_a_choice_that_always_fails_is_soon_left(tiny, registry, tmp_path):
+    study = tiny(
+        trials=16, space={"loss": ["cross-entropy", "raising"]}, train={"epochs": 1}, finalize={"top": 0}
+    )
+    result = run_study(study, registry=registry, runs=tmp_path / "runs")
+    assert sum(record.state == "failed" for record in result.records) <= 6
+
+
+@pytest.mark.parametrize("name", ["a?b", "a#b", "{x}", "50%20 off"])
+def test_the_folder_of_a_study_may_have_any_name(tiny, registry, tmp_path, name):
+    study = tiny(trials=1, finalize={"top": 0})
+    result = run_study(study, registry=registry, runs=tmp_path / name)
+    assert (result.folder / "study.db").stat().st_size > 0
+
+
+def test_a_study_that_lacks_only_finalists_keeps_to_its_budget_too(tiny, registry, tmp_path, monkeypatch):
+    study = tiny(trials=3, finalize={"top": 3})
+    first = run_study(study, registry=registry, runs=tmp_path / "runs")
+    shutil.rmtree(first.folder / "finals")
+    ticks = itertools.count()
+    monkeypatch.setattr(budget, "time", SimpleNamespace(monotonic=lambda: float(next(ticks))))
+    again = run_study(study.model_copy(update={"budget": 2}), registry=registry, runs=tmp_path / "runs")
+    # The best, whatever it takes.
+    assert [record.kind for record in again.records].count("final") == 1
+    assert again.timed_out
+
+
+def test_a_study_that_has_begun_probes_nothing_more(tiny, registry, tmp_path):
+    study = tiny(
+        init="pretrained",
+        trials=1,
+        space={"backbone": ["test_resnet.formula1"]},
+        train={"epochs": 1},
+        finalize={"top": 0},
+    )
+    folder = run_study(study, registry=registry, runs=tmp_path / "runs").folder
+    (folder / "probes.json").unlink()
+    result = run_study(study.model_copy(update={"trials": 2}), registry=registry, runs=tmp_path / "runs")
+    assert len(result.records) == 2
+    assert not (folder / "probes.json").exists()

@@ -199,6 +199,15 @@ def in_place(size):
     return lambda image: resize(image.fill_(3), size)
 
 
+class Fixed(nn.Module):
+    def __init__(self, value):
+        super().__init__()
+        self.value = value
+
+    def forward(self, logits, labels):
+        return self.value
+
+
 def unseeded(size):
     generator = torch.Generator()
     generator.seed()
@@ -253,8 +262,9 @@ FAULTS = {
         ),
         (loss(lambda classes: Flip()), "prefers-the-right-answer", "cost: a right answer costs"),
         (loss(lambda classes: NaiveCrossEntropy()), "is-a-scalar-with-a-gradient", "cost: it is inf"),
-        (loss(lambda classes: lambda x, y: torch.ones(())), "is-a-scalar-with-a-gradient", "no gradient"),
-        (loss(lambda classes: lambda x, y: 1.0), "is-a-scalar-with-a-gradient", "returned a float"),
+        (loss(lambda classes: Fixed(torch.ones(()))), "is-a-scalar-with-a-gradient", "no gradient"),
+        (loss(lambda classes: Fixed(1.0)), "is-a-scalar-with-a-gradient", "returned a float"),
+        (loss(lambda c: nn.functional.cross_entropy), "prefers-the-right-answer", "it built a function"),
         (loss(lambda classes: ClassZeroMatters()), "ignores-the-order-of-classes", "in another order"),
         (LossSpec(name="cost", summary="", build=lambda c: None), "is-described", "summary is empty"),
         (LossSpec(name="cost", summary="a\nb", build=lambda c: None), "is-described", "one line"),

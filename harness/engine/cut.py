@@ -165,7 +165,9 @@ def find_linear_head(model: nn.Module, plan: FreezePlan, cut: Cut) -> str | None
         with _disturbed(model), _mode(model, plan, training), torch.no_grad():
             found = run([vectors.reshape(5, *boundary.rows[0].shape)], training)
             expected = layer(vectors)
-        if found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-4, atol=1e-5):
+        if found.shape != expected.shape or found.dtype != expected.dtype:
+            return None
+        if not torch.allclose(found, expected, rtol=1e-4, atol=1e-5):
             return None
     return name
 

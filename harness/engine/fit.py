@@ -20,6 +20,7 @@ from harness.engine.cut import Cut, Forward, bind_suffix
 from harness.engine.freeze import FreezePlan, set_train_mode
 from harness.engine.precision import autocast
 from harness.engine.source import Source
+from harness.errors import PluginError
 from harness.records import EpochRecord, TrialConfig
 from harness.specs import OptimizerSpec, ParamGroup, ScheduleSpec
 
@@ -96,6 +97,7 @@ def fit(
 
     Raises:
         DivergedError: The loss or the logits are not finite.
+        PluginError: There are more or fewer logits than classes.
         OutOfMemoryError: One image does not fit.
     """
     loss = loss.to(device)
@@ -156,6 +158,12 @@ def fit(
         training_seconds += time.perf_counter() - started
         val = predict_split(evaluated, run_evaluated, source, "val", config, device, on_step)
         probabilities, labels_seen = val
+        if probabilities.shape[1] != num_classes:
+            raise PluginError(
+                f"the backbone answers with {probabilities.shape[1]} classes where there are {num_classes}",
+                where=type(model).__name__,
+                fixes=["let BackboneSpec.build use the number of classes that it is given"],
+            )
         accuracy, f1 = metrics.point_scores(labels_seen, probabilities.argmax(axis=1), num_classes)
         record = EpochRecord(
             epoch=epoch + 1,
@@ -270,4 +278,5 @@ def warmed_up(schedule: ScheduleSpec, steps: int, warmup: float) -> Callable[[in
     """Return step -> factor on the learning rate: a linear rise, then the schedule."""
     warm = int(steps * warmup)
     after = schedule.build(max(1, steps - warm))
-    return lambda step: (step + 1) / (warm + 1) if step < warm else after(step - warm)
+    # A factor that is an array or a tensor would be a record's learning rate, too.
+    return lambda step: (step + 1) / (warm + 1) if step < warm else float(after(step - warm))

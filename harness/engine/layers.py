@@ -59,7 +59,7 @@ def record_calls(model: nn.Module, image_size: int) -> Calls:
     """Return when a forward pass enters each module: positions in one order, ascending.
 
     Raises:
-        PluginError: The model does not run on images of this size.
+        PluginError: The model does not run on images of this size, or gives something else than logits.
     """
     calls: Calls = {}
     position = 0
@@ -72,7 +72,7 @@ def record_calls(model: nn.Module, image_size: int) -> Calls:
     handles = [module.register_forward_pre_hook(enter) for module in model.modules()]
     try:
         with undisturbed(model), torch.no_grad():
-            model(black_images(model, image_size))
+            logits = model(black_images(model, image_size))
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
@@ -85,6 +85,16 @@ def record_calls(model: nn.Module, image_size: int) -> Calls:
     finally:
         for handle in handles:
             handle.remove()
+    if not (isinstance(logits, Tensor) and logits.ndim == 2 and logits.is_floating_point()):
+        found = (
+            f"{logits.dtype} {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+        )
+        raise PluginError(
+            "the backbone gives no logits",
+            where=type(model).__name__,
+            why=f"for two images it returns {found}, not a float tensor (2, classes)",
+            fixes=["let BackboneSpec.build wrap it in a module that returns the logits alone"],
+        )
     return calls
 
 

@@ -14,7 +14,7 @@ from harness import metrics
 from harness.data.manifest import Item
 from harness.engine.fit import DivergedError, Prediction, is_out_of_memory
 from harness.engine.job import TrialJob, TrialOutcome
-from harness.errors import DataError, HarnessError, StorageError
+from harness.errors import DataError, HarnessError, StorageError, WeightsError
 from harness.predictions import Predictions, write_predictions
 from harness.records import CostRecord, EpochRecord
 
@@ -59,7 +59,7 @@ def fail(
     """Return what an error makes of a training.
 
     Raises:
-        StorageError, DataError: The machine failed, not the training.
+        StorageError, DataError, WeightsError: The machine or its files failed, not the training.
     """
     raise_if_machine_failed(error, job)
     detail = ""
@@ -83,11 +83,12 @@ def raise_if_machine_failed(error: Exception, job: TrialJob) -> None:
     """Raise what is worth trying again once the machine is repaired, or in another process.
 
     Raises:
-        StorageError, DataError: The error itself, or what an error of the disk means.
+        StorageError, DataError, WeightsError: The error itself, or what an error of the disk means.
         torch.AcceleratorError: The error itself.
     """
-    if isinstance(error, StorageError | DataError | torch.AcceleratorError):
-        # After an error of a GPU its process can do nothing more; the next trial needs another.
+    if isinstance(error, StorageError | DataError | WeightsError | torch.AcceleratorError):
+        # A checkpoint that does not fit fits no other trial. After an error of a GPU its process can do
+        # nothing more; the next trial needs another.
         raise error
     disk = isinstance(error, OSError) and error.errno in _DISK_ERRORS
     if disk or isinstance(error, safetensors.SafetensorError):
@@ -102,9 +103,9 @@ def raise_if_machine_failed(error: Exception, job: TrialJob) -> None:
 def say_in_a_line(error: Exception) -> str:
     """Return what one of our own errors says; of any other its type, and the first line of its message."""
     if isinstance(error, HarnessError):
-        return error.what
+        return _encodable(error.what)
     text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+    return _encodable(f"{type(error).__name__}: {text[0]}" if text else type(error).__name__)
 
 
 def _encodable(text: str) -> str:

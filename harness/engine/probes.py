@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from harness.errors import UsageError
 ALPHAS = (1e0, 1e1, 1e2, 1e3, 1e4, 1e5)
 _ROWS = 4096
 """Images that are in float64, or compared with all others, at a time."""
+_LEAST_DEVIATION = 0.1
+"""Of a feature, in median ones: the least that weights of a layer are divided by."""
 _BLOCK = 128
 """Rows of a Gram matrix that are computed at a time: what lies above the diagonal is left out by blocks."""
 
@@ -38,7 +41,11 @@ class ProbeResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RidgeResult(ProbeResult):
-    """What ridge regression found, as the linear layer that it is."""
+    """What ridge regression found, and as a linear layer.
+
+    Features that vary by less than a tenth of what the median one does count for less in the layer: the
+    weight of a channel that is dead but for an image or two would be a thousand times those of all others.
+    """
 
     weight: Tensor
     """(C, D) float32: of the features as they are, not standardised."""
@@ -183,7 +190,7 @@ class _LeastSquares:
     mean: Tensor
     """(D,)."""
     scale: Tensor
-    """(D,), positive."""
+    """(D,), positive; infinite for a constant feature, which says nothing."""
     gram: Tensor
     """(n, n), n the smaller of D and N; only the lower triangle counts."""
     targets: Tensor
@@ -210,7 +217,9 @@ class _LeastSquares:
 
     def layer(self, weights: Tensor, intercept: Tensor) -> tuple[Tensor, Tensor]:
         """Return float32 weight (C, D) and bias (C,) for features that are not standardised."""
-        whole = weights.double() / self.scale.unsqueeze(1)
+        varying = self.scale[self.scale.isfinite()]
+        least = _LEAST_DEVIATION * float(varying.median()) if len(varying) else 1.0
+        whole = weights.double() / self.scale.clamp(min=least).unsqueeze(1)
         return whole.T.float().contiguous(), (intercept - self.mean @ whole).float()
 
 
@@ -243,12 +252,12 @@ def _reduce(features: Tensor, labels: Tensor, intercept: Tensor) -> _LeastSquare
 
 
 def _scale(mean: Tensor, squares: Tensor, size: int) -> Tensor:
-    """Return standard deviations (D,) from sums of squared deviations, 1 for a constant feature."""
+    """Return standard deviations (D,) from sums of squared deviations, infinity for a constant feature."""
     eps = torch.finfo(torch.float64).eps
     variance = squares / size
-    # A constant feature says nothing; what rounding leaves of its variance would make noise of it.
+    # What rounding leaves of the variance of a constant feature would make noise of it.
     constant = variance <= size * eps * variance + (size * mean * eps) ** 2
-    return variance.sqrt().masked_fill(constant, 1.0)
+    return variance.sqrt().masked_fill(constant, math.inf)
 
 
 def _add_gram(gram: Tensor, rows: Tensor) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from harness.engine.features import Features
@@ -163,6 +164,9 @@ class Prober:
     def _data(self, features: Features) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return what a probe learns from and is scored on, on the device."""
         device = self._setup.device
+        if device.type == "mps":
+            # Apple's GPUs have no float64.
+            device = torch.device("cpu")
         return (
             features.train(0).to(device),
             features.labels("train").to(device),

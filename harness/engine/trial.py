@@ -62,7 +62,8 @@ class Engine:
             on_epoch: Called with a job's position and its record after each epoch; true ends that training.
 
         Raises:
-            StorageError, DataError: The machine failed, not a trial: it is worth trying again.
+            StorageError, DataError, WeightsError: The machine or its files failed, not a trial: it is worth
+                trying again when they are repaired.
         """
         curve: list[EpochRecord] = []
 
@@ -93,7 +94,7 @@ class Engine:
         """Say how well a backbone's features tell the classes apart; what goes wrong is part of the answer.
 
         Raises:
-            StorageError, DataError: The machine failed, not the backbone.
+            StorageError, DataError, WeightsError: The machine or its files failed, not the backbone.
         """
         return self._prober.probe(job, on_step=on_step)
 
@@ -208,13 +209,24 @@ class Engine:
         opened: Opened,
         features: Features,
         start: HeadStart,
-        total_seconds: float,
+        seconds: float,
         *,
         together: int,
         first: bool,
     ) -> TrialOutcome:
-        """Return the outcome of one head of those that trained together."""
-        config = job.config
+        """Return the outcome of one head of those that trained together.
+
+        Args:
+            job: Its trial.
+            result: Of its training.
+            opened: What all of them share.
+            features: Likewise.
+            start: Of the head.
+            seconds: Its share of those that all took so far.
+            together: How many trained.
+            first: Whether it is the one whose record holds the passes of all.
+        """
+        config, began = job.config, time.perf_counter()
         if result.error is not None:
             # Not raised: with this frame in its traceback it would hold the features that it ran on.
             return fail(result.error, job, curve=result.curve, environment=self._setup.facts(config))
@@ -241,7 +253,7 @@ class Engine:
                 seconds=result.seconds,
                 images=result.images,
                 micro_batch=min(config.batch_size, features.train_size),
-                total_seconds=total_seconds,
+                total_seconds=seconds + time.perf_counter() - began,
                 together=together,
                 counts_passes=first,
             )

@@ -145,7 +145,9 @@ _COUNTS = (10, 20, 30, 40, 50)
 
 
 def _value(spec: LossSpec, logits: Tensor, labels: Tensor, counts: tuple[int, ...] = _COUNTS) -> Tensor:
-    value = spec.build(ClassInfo(num_classes=len(counts), counts=counts))(logits, labels)
+    loss = spec.build(ClassInfo(num_classes=len(counts), counts=counts))
+    require(isinstance(loss, nn.Module), f"it built a {type(loss).__name__}, not a torch.nn.Module")
+    value = loss(logits, labels)
     require(isinstance(value, Tensor), f"it returned a {type(value).__name__}, not a tensor")
     require(value.shape == (), f"a loss is a scalar, not of shape {tuple(value.shape)}")
     require(bool(value.isfinite()), f"it is {value.item()}")

@@ -34,6 +34,8 @@ class Budget:
         self._seconds = seconds if seconds is not None else math.inf
         self._finalize = finalize
         self._reserve = 0.0
+        self._cheapest = 0.0
+        """Seconds of the finalist that would give way to another one; 0 while there is room for more."""
         self._has_result = False
         self._overheads: list[float] = []
         self.is_spent = False
@@ -71,24 +73,35 @@ class Budget:
         if math.isinf(self._seconds):
             return
         tested = Counter(record.number for record in finals if record.state == "complete")
-        self._reserve = sum(
+        each = [
             (costs.final_seconds(finalist) + self._overhead)
             * max(0, self._finalize.seeds - tested[finalist.number])
             for finalist in choose_finalists(trials, self._finalize.top)
-        )
+        ]
+        self._reserve = sum(each)
+        self._cheapest = min(each) if len(each) == self._finalize.top and each else 0.0
 
     def check(self) -> None:
         """Note that the time is over, whatever came of it."""
         self.is_spent = self.is_spent or self.left <= 0
 
-    @property
-    def for_search(self) -> float:
-        """Seconds that trials may still take; without end until one is complete."""
-        return self.left - self._reserve if self._has_result else math.inf
+    def affords(self, seconds: float, *, longest: float) -> bool:
+        """Say whether trials of some seconds fit into what is left; all do until one is complete.
 
-    def pays_for(self, seconds: float) -> bool:
-        """Say whether there is time for trials of some seconds; notes it when there is not."""
-        return self._pays(seconds + self._reserve)
+        Args:
+            seconds: Of all of them.
+            longest: Of these, of one of them: it might become a finalist.
+        """
+        return not self._has_result or seconds + self._reserved(longest) <= self.left
+
+    def pays_for(self, seconds: float, *, longest: float) -> bool:
+        """Say whether there is time for trials, as `affords` does; notes it when there is not."""
+        return self._pays(seconds + self._reserved(longest))
+
+    def _reserved(self, longest: float) -> float:
+        """Return the seconds of all finalists, if a trial of some seconds becomes one."""
+        own = (longest + self._overhead) * self._finalize.seeds if self._finalize.top else 0.0
+        return max(self._reserve, self._reserve - self._cheapest + own)
 
     def pays_for_final(self, record: TrialRecord, costs: CostModel) -> bool:
         """Say whether there is time to train a finalist; notes it when there is not."""

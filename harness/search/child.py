@@ -85,6 +85,11 @@ class Child:
         self.is_up = True
         return message
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether the process is gone."""
+        return self._process.poll() is not None
+
     def wait(self) -> int:
         """Wait for the end of the process and return its exit code, negative for a signal."""
         return self._process.wait()

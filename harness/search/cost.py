@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from harness.records import TrialRecord
+from harness.records import ProbeRecord, TrialRecord
 
 OVERHEAD = 0.02
 """What a training costs beside its work: a share of that of the largest model seen, trained whole."""
@@ -21,9 +21,11 @@ class CostModel:
 
     Args:
         records: Of one study.
+        probes: Of its backbones.
     """
 
-    def __init__(self, records: Sequence[TrialRecord]) -> None:
+    def __init__(self, records: Sequence[TrialRecord], probes: Sequence[ProbeRecord] = ()) -> None:
+        self._looks = {probe.backbone: probe.seconds for probe in probes}
         self._flops: dict[str, float] = {}
         self._shares: dict[str, dict[float, float]] = {}
         for record in records:
@@ -76,8 +78,17 @@ class CostModel:
         """Return how long it would take to train a complete trial again, and to test it."""
         if record.cost is None:
             return 0.0
-        config, trained = record.config, sum(record.dataset.counts.get("train", ()))
+        config = record.config
+        trained, validated, tested = (
+            sum(record.dataset.counts.get(split, ())) for split in ("train", "val", "test")
+        )
         work = self.work(config.backbone, config.freeze_depth) * config.epochs * trained
-        # A forward pass over the test split, frozen part included.
-        tested = self.work(config.backbone, 0.0) / 3 * sum(record.dataset.counts.get("test", ()))
-        return record.cost.total_seconds * (1 + tested / work)
+        # A forward pass over the test split, frozen part included. What a head took says little of it, which
+        # read what was stored: what a probe of the backbone took says more.
+        passed = self.work(config.backbone, 0.0) / 3 * tested
+        rates = [
+            record.cost.total_seconds / work,
+            *(r / trained for r in self._rates.get(config.backbone, [])),
+        ]
+        looked = self._looks.get(config.backbone, 0.0) * tested / max(1, trained + validated)
+        return record.cost.total_seconds + max(max(rates) * passed, looked)

@@ -129,8 +129,11 @@ class ProcessExecutor:
         Raises:
             _GoneError: It died, or was killed because it hung.
             Interrupted: A signal came.
-            HarnessError: The machine failed.
+            HarnessError: The machine failed, or the child could not start.
         """
+        if self._child is not None and self._child.is_up and self._child.has_ended:
+            # Between two trials: neither is to blame.
+            self.close()
         if self._child is None:
             self._child = Child()
         child = self._child
@@ -163,6 +166,19 @@ class ProcessExecutor:
         except PipeError:
             code = child.wait()
             self.close()
+            # A signal to all processes of a job may have reached the child first.
+            stop.check()
+            if not child.is_up:
+                lines = self._tail().strip().splitlines()
+                raise HarnessError(
+                    "the process that trials run in cannot start",
+                    where=str(self._log),
+                    why=f"it ended with {_exit_name(code)}" + (f": {lines[-1]}" if lines else ""),
+                    fixes=[
+                        "run harness doctor",
+                        "repair what the file says, then run the same command again",
+                    ],
+                ) from None
             raise _GoneError(f"crash: the worker process ended with {_exit_name(code)}") from None
 
     def close(self) -> None:

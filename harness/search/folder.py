@@ -159,6 +159,13 @@ class StudyFolder:
             self.document |= wanted
             self._save()
 
+    def begin_with(self, weights: Mapping[str, str]) -> None:
+        """Store the digests of other weights, where nothing has come of those there were."""
+        if weights != self.document["weights"]:
+            (self.path / "probes.json").unlink(missing_ok=True)
+            self.document["weights"] = dict(weights)
+            self._save()
+
     def records(self) -> list[TrialRecord]:
         """Read the study's records."""
         return read_records(self.path)

@@ -125,7 +125,9 @@ def _score(trial: FrozenTrial) -> float | None:
 def _standardize(scores: Floats) -> Floats:
     """Return scores of mean 0 and deviation 1, the far too low ones raised."""
     median = np.median(scores)
-    raised = np.maximum(scores, median - REACH * (scores.max() - median)) if len(scores) > 2 else scores
+    reach = REACH * (scores.max() - median)
+    # Where most are as good as the best there is no such distance, and the others are to be told from them.
+    raised = np.maximum(scores, median - reach) if len(scores) > 2 and reach > 0 else scores
     return cast(Floats, (raised - raised.mean()) / (raised.std() or 1.0))
 
 

@@ -6,7 +6,9 @@ import sqlite3
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from harness.config import StudyConfig
 from harness.errors import StorageError
@@ -84,7 +86,7 @@ class Index:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             storage = optuna.storages.RDBStorage(
-                f"sqlite:///{self._file.absolute()}",
+                f"sqlite:///{_quoted(self._file)}?uri=true",
                 engine_kwargs={"connect_args": {"timeout": 60, "factory": _Connection}},
                 # Where another Optuna's tables do not serve, using them says so.
                 skip_compatibility_check=True,
@@ -101,20 +103,17 @@ class Index:
     def tell(self, study: optuna.Study, trial: optuna.Trial, record: TrialRecord) -> None:
         """Tell Optuna what a record says.
 
-        A diverged or too large trial is a lesson: it counts as pruned, with the worst value in the next
-        epoch. A crash teaches nothing.
+        A failed trial is a lesson: it counts as pruned, with the worst value in the next epoch. A choice that
+        always fails would else stay the one of which least is known, and be tried again and again.
         """
         import optuna
 
-        states = optuna.trial.TrialState
         if record.state == "complete":
             study.tell(trial, record.curve[-1].value(record.metric))
-        elif _is_lesson(record):
-            if record.state == "failed":
-                trial.report(0.0, step=1 + len(record.curve))
-            study.tell(trial, state=states.PRUNED)
-        else:
-            study.tell(trial, state=states.FAIL)
+            return
+        if record.state == "failed":
+            trial.report(0.0, step=1 + len(record.curve))
+        study.tell(trial, state=optuna.trial.TrialState.PRUNED)
 
     def _recorded(self, record: TrialRecord) -> optuna.trial.FrozenTrial:
         """Return a record as the trial that Optuna would have, had it been told."""
@@ -122,12 +121,9 @@ class Index:
 
         states = optuna.trial.TrialState
         values = [epoch.value(record.metric) for epoch in record.curve]
-        state, value = states.FAIL, None
-        if record.state == "complete":
-            state, value = states.COMPLETE, values[-1]
-        elif _is_lesson(record):
-            state = states.PRUNED
-            values += [0.0] if record.state == "failed" else []
+        is_complete = record.state == "complete"
+        state, value = (states.COMPLETE, values[-1]) if is_complete else (states.PRUNED, None)
+        values += [0.0] if record.state == "failed" else []
         params = dict(record.search.params) if record.search else {}
         distributions = self._folder.space.distributions()
         return optuna.trial.create_trial(
@@ -165,10 +161,12 @@ class _Connection(sqlite3.Connection):
         self.execute("PRAGMA synchronous = OFF")
 
 
+def _quoted(file: Path) -> str:
+    """Return a path as a URI in which no sign means anything to SQLAlchemy or to Optuna's templates."""
+    # SQLAlchemy undoes one quoting, and SQLite the other.
+    return quote(file.absolute().as_uri(), safe=":/")
+
+
 def _essence(trial: optuna.trial.FrozenTrial) -> tuple[object, ...]:
     """Return what proposals and pruning depend on."""
     return trial.state, trial.params, trial.intermediate_values
-
-
-def _is_lesson(record: TrialRecord) -> bool:
-    return record.state == "pruned" or record.reason.startswith(("nan:", "oom:"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from harness.config import StudyConfig
@@ -47,7 +47,13 @@ class Proposals:
         self._known = known
 
     def ask(
-        self, number: int, record: TrialRecord | None, costs: CostModel, *, affordable: float, thrift: float
+        self,
+        number: int,
+        record: TrialRecord | None,
+        costs: CostModel,
+        *,
+        affords: Callable[[float], bool],
+        thrift: float,
     ) -> tuple[optuna.Trial, TrialConfig]:
         """Ask for a trial.
 
@@ -55,26 +61,29 @@ class Proposals:
             number: Of the trial, the next.
             record: What there is of it from a run that was cut off: asked for as it was.
             costs: Predicts what candidates cost.
-            affordable: Seconds that it may take, if that can be.
+            affords: Says whether there is time for some seconds; what takes longer comes only if all does.
             thrift: How much cost counts.
         """
-        place = number - self._start
-        if record is not None and record.search is not None:
-            self._study.enqueue_trial(dict(record.search.params))
-        elif place < len(self._points):
-            self._study.enqueue_trial(dict(self._points[place]))
-
         fixed = {axis.name: axis.choices[0] for axis in self._space.axes if len(axis.choices) == 1}
 
         # Of hundreds of candidates, a few backbones and depths.
         @functools.cache
         def price(backbone: str, depth: float) -> float:
-            fits = costs.seconds(backbone, depth, self._config.train.epochs) <= affordable
+            fits = affords(costs.seconds(backbone, depth, self._config.train.epochs))
             return costs.work(backbone, depth) if fits else math.inf
 
         def cost(point: Mapping[str, Any]) -> float:
             values = {**fixed, **point}
             return price(str(values["backbone"]), float(values["freeze_depth"]))
+
+        place = number - self._start
+        if record is not None and record.search is not None:
+            self._study.enqueue_trial(dict(record.search.params))
+        elif place < len(self._points) and (
+            # Of an opening what no longer fits gives way to what does; a grid is visited in its order.
+            self._config.search.sampler == "grid" or math.isfinite(cost(self._points[place]))
+        ):
+            self._study.enqueue_trial(dict(self._points[place]))
 
         # A sampler of its own for each trial: what it proposes depends on the history and the seed alone.
         seed = derive_seed(self._config.seed, "proposal", number)

@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from harness.config import StudyConfig
@@ -166,7 +167,7 @@ class RunningStudy:
         self._optuna = self._index.open(told)
         if is_over:
             return
-        probes = self._probe()
+        self._probes = probes = self._probe()
         self._linear = {probe.backbone for probe in probes if not probe.reason}
         points: Sequence[Mapping[str, Value]] = grid or ()
         sampler, metric = self._config.search.sampler, self._config.metric
@@ -205,7 +206,7 @@ class RunningStudy:
                 number,
                 self._trials.get(number),
                 costs,
-                affordable=self._budget.for_search - committed,
+                affords=partial(self._affords, committed),
                 thrift=self._budget.thrift,
             )
             configs[number] = config
@@ -224,9 +225,13 @@ class RunningStudy:
     def _plan(self) -> CostModel:
         """Set time aside for the finalists that are not tested yet; return what trials have cost."""
         trials = [*self._trials.values()]
-        costs = CostModel(trials)
+        costs = CostModel(trials, self._probes)
         self._budget.plan(trials, self._finals, costs)
         return costs
+
+    def _affords(self, before: float, seconds: float) -> bool:
+        """Say whether a trial of some seconds fits in after others that take some."""
+        return self._budget.affords(before + seconds, longest=seconds)
 
     def _pays_for(self, configs: Mapping[int, TrialConfig]) -> bool:
         """Say whether there is time for trials that run together."""
@@ -234,7 +239,7 @@ class RunningStudy:
             return True
         costs = self._plan()
         each = [costs.seconds(c.backbone, c.freeze_depth, c.epochs) for c in configs.values()]
-        return self._budget.pays_for(sum(each))
+        return self._budget.pays_for(sum(each), longest=max(each))
 
     def _grid(self) -> list[dict[str, Value]] | None:
         """Return the points that a grid study still has to visit, or has visited itself, in order.
@@ -251,6 +256,9 @@ class RunningStudy:
         if not self._config.search.probes or self._config.init != "pretrained":
             return ()
         probes = list(self._folder.probes())
+        if self._trials:
+            # What they were opened with: later probes would give later ones of the opening other places.
+            return tuple(probes)
         for backbone in self._space.backbones:
             if any(probe.backbone == backbone for probe in probes) or self._budget.left <= 0:
                 continue
@@ -270,7 +278,10 @@ class RunningStudy:
     def _finalize(self) -> None:
         """Train the finalists with fresh seeds and open the test split for them, once each."""
         records = self._folder.records()
-        costs = CostModel([record for record in records if record.kind == "search"])
+        trials = [record for record in records if record.kind == "search"]
+        costs = CostModel(trials, self._folder.probes())
+        # Also where the search had ended before.
+        self._budget.plan(trials, [record for record in records if record.kind == "final"], costs)
         tested = [r.config for r in records if r.kind == "final" and r.state == "complete"]
         finalists = choose_finalists(records, self._config.finalize.top)
         if finalists:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from harness.errors import Interrupted
 
 # Exit codes by signal. SIGUSR1 is how a cluster announces that time is up.
-_CODES = {"SIGINT": 130, "SIGTERM": 143, "SIGUSR1": 75}
+CODES = {"SIGINT": 130, "SIGTERM": 143, "SIGUSR1": 75}
 
 
 class StopSignal:
@@ -32,7 +32,7 @@ class StopSignal:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        names = [name for name in _CODES if hasattr(signal, name)]
+        names = [name for name in CODES if hasattr(signal, name)]
         before = {name: signal.signal(getattr(signal, name), self._handle) for name in names}
         try:
             yield
@@ -51,6 +51,6 @@ class StopSignal:
 
     def _handle(self, number: int, frame: object) -> None:
         is_first = not self.code
-        self.code = self.code or _CODES[signal.Signals(number).name]
+        self.code = self.code or CODES[signal.Signals(number).name]
         if not (is_first and self._is_polled):
             raise Interrupted(self.code)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from harness.data.folder import look_at_folder
 from harness.data.manifest import Manifest, SplitRules, load_manifest, resolve
 from harness.data.scan import Keep
 from harness.engine.weights import ResolvedWeights, preflight
-from harness.errors import StorageError, UsageError
+from harness.errors import HarnessError, PluginError, StorageError, UsageError
 from harness.records import study_folders
 from harness.registry import Registry, load_registry
 from harness.search.budget import Budget
@@ -57,11 +57,11 @@ def run_study(
         The study's records, after its last trial or after a signal.
 
     Raises:
-        UsageError: Unknown names, a device that is not there, or a study of that name with another space,
-            other settings, data or weights.
+        UsageError: Unknown names, a device that is not there, images of a size that a backbone cannot take,
+            or a study of that name with another space, other settings, data or weights.
         PluginError: A plugin is broken, or two collide.
         DataError: The data set is missing or unusable; before any training.
-        WeightsError: Pretrained weights cannot be had; before any training.
+        WeightsError: Pretrained weights cannot be had, or are not those of their backbone; before it trains.
         StorageError: The study's folder cannot be used.
         harness.errors.Interrupted: A signal came before the first trial; a KeyboardInterrupt.
         NoTrialSucceeded: All trials failed.
@@ -98,6 +98,8 @@ def run_study(
             if folder is None:
                 if (path / "study.json").exists():
                     _new_generation(name, runs, config, space, protocol, extend=False)
+                # Checkpoints are read when they are wanted; a size that does not suit is no single trial's.
+                _build(_resized(space, registry), space, registry, len(manifest.classes), {})
                 folder = StudyFolder.create(
                     path,
                     config,
@@ -108,6 +110,7 @@ def run_study(
                     imports=imports,
                 )
             _check_weights(folder, _digests(weights))
+            folder.begin_with(_digests(weights))
             folder.want(_placed(config, registry))
             return RunningStudy(config, registry, manifest, folder, weights, budget, stop, child).run()
 
@@ -176,15 +179,46 @@ def check_study(config: StudyConfig, registry: Registry, *, where: str = "study"
     """Check all that a study needs, fetching no data and training nothing; return its resolved space.
 
     Raises:
-        UsageError: Unknown names, or a device that is not there.
+        UsageError: Unknown names, a device that is not there, or images of a size that a backbone cannot
+            take.
+        PluginError: A backbone cannot be built.
         DataError: The data set is missing or unusable.
-        WeightsError: Pretrained weights cannot be had.
+        WeightsError: Pretrained weights cannot be had, or are not those of their backbone.
     """
     _look_at_data(config, registry)
     space = resolve_space(config, registry, where=where)
-    _preflight(space, config, registry, fetch=False)
-    _load(config, registry, download=False)
+    weights = _preflight(space, config, registry, fetch=False)
+    manifest = _load(config, registry, download=False)
+    _build(space.backbones, space, registry, len(manifest.classes), weights)
     return space
+
+
+def _resized(space: Space, registry: Registry) -> list[str]:
+    """Return the backbones that are to take images of another size than their own."""
+    own = {name: registry.backbones.get(name).spec.input.size for name in space.backbones}
+    return [name for name, size in own.items() if space.image_sizes[name] != size]
+
+
+def _build(
+    names: Iterable[str],
+    space: Space,
+    registry: Registry,
+    num_classes: int,
+    weights: Mapping[str, ResolvedWeights],
+) -> None:
+    """Build backbones as trials do: what cannot be built with its image size or its checkpoint shows here."""
+    for name in names:
+        path = weights[name].path if name in weights else None
+        try:
+            registry.backbones.get(name).spec.build(num_classes, path, space.image_sizes[name])
+        except HarnessError:
+            raise
+        except Exception as error:
+            raise PluginError(
+                f"backbone {name!r} cannot be built for images of {space.image_sizes[name]} px",
+                why=f"{type(error).__name__}: {error}".partition("\n")[0],
+                fixes=["leave the backbone out", "report it to the author of the backbone"],
+            ) from error
 
 
 def _look_at_data(config: StudyConfig, registry: Registry) -> None:
@@ -319,9 +353,10 @@ def _digests(weights: Mapping[str, ResolvedWeights]) -> dict[str, str]:
 
 
 def _check_weights(folder: StudyFolder, digests: Mapping[str, str]) -> None:
+    """Check that the weights are those that the study began with, unless nothing has come of those."""
     stored: dict[str, str] = folder.document["weights"]
     changed = sorted(name for name, digest in stored.items() if digests.get(name, digest) != digest)
-    if changed and any(record.state == "complete" for record in folder.records()):
+    if changed and any(record.state in ("complete", "pruned") for record in folder.records()):
         raise UsageError(
             f"the weights of {', '.join(changed)} are not those that study {folder.name!r} began with",
             where=str(folder.path),

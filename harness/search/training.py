@@ -95,7 +95,10 @@ class Trainings:
             if (place, epoch.epoch) not in verdicts:
                 curves[place].append(epoch)
                 trial = trials.get(jobs[place].number)
-                verdicts[place, epoch.epoch] = self._judge(jobs[place], epoch, trial)
+                ended = {other for (other, _), is_end in verdicts.items() if is_end}
+                # Of an epoch of heads side by side each has its share.
+                seconds = epoch.seconds * (len(jobs) - len(ended))
+                verdicts[place, epoch.epoch] = self._judge(jobs[place], epoch, trial, seconds)
             return verdicts[place, epoch.epoch]
 
         self._stop.check()
@@ -114,8 +117,15 @@ class Trainings:
         self._budget.note_overhead((time.monotonic() - began - took) / len(jobs))
         return records
 
-    def _judge(self, job: TrialJob, epoch: EpochRecord, trial: optuna.Trial | None) -> bool:
-        """Tell observers and the pruner of an epoch; return whether the training ends with it."""
+    def _judge(self, job: TrialJob, epoch: EpochRecord, trial: optuna.Trial | None, seconds: float) -> bool:
+        """Tell observers and the pruner of an epoch; return whether the training ends with it.
+
+        Args:
+            job: The training.
+            epoch: Its epoch.
+            trial: None for a finalist.
+            seconds: That the next epoch will take, of all that train together.
+        """
         value = epoch.value(self._config.metric)
         self._registry.notify(
             "harness_epoch_finished",
@@ -133,7 +143,7 @@ class Trainings:
         if trial.should_prune():
             return True
         is_last = epoch.epoch == job.config.epochs
-        is_late = not is_last and self._budget.is_overrun(epoch.seconds)
+        is_late = not is_last and self._budget.is_overrun(seconds)
         if is_late:
             self._late.add(job.number)
         return is_late

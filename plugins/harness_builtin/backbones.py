@@ -96,13 +96,18 @@ def build_timm(name: str, num_classes: int, weights: Path | None, image_size: in
             with torch.no_grad():
                 model.eval()(torch.zeros(1, 3, image_size, image_size))
         return model.train()
-    except (AssertionError, ArithmeticError, ValueError, RuntimeError) as error:
+    except (AssertionError, ArithmeticError, LookupError, ValueError, RuntimeError, WeightsError) as error:
         if not sized:
             raise
+        reason = first_line(error).rstrip(".")
+        if isinstance(error, WeightsError):
+            # Raises where the checkpoint does not fit the size that it is for, either.
+            build_timm(name, num_classes, weights, max(cfg.input_size[1:]))
+            reason = f"its weights do not fit: {error.why}"
         raise UsageError(
             # All in one line: a trial that fails keeps no more of it in its record.
             f"backbone {name!r} does not work with images of {image_size} px: "
-            f"{first_line(error).rstrip('.')}; use {max(cfg.input_size[1:])} px, its own size",
+            f"{reason}; use {max(cfg.input_size[1:])} px, its own size",
             fixes=["leave the backbone out"],
         ) from error
 

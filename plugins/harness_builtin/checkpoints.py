@@ -107,7 +107,13 @@ def read_checkpoint(file: Path) -> dict[str, Tensor]:
             ],
         ) from error
     if not tensors:
-        raise WeightsError("a checkpoint holds no tensors", where=str(file))
+        found = ", ".join(sorted(map(str, state))[:5])
+        raise WeightsError(
+            "a checkpoint holds no tensors",
+            where=str(file),
+            why=f"at its top are {found}" if found else "it is empty",
+            fixes=["save the state_dict of the network itself, or under the key 'state_dict' or 'model'"],
+        )
     return tensors
 
 
