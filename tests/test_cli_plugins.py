@@ -142,7 +142,8 @@ def test_check_passes_a_sound_plugin(harness_cli, mine):
 
 
 def test_check_fails_an_unsound_plugin_with_7(harness_cli, mine):
-    mine(losses("x", build="lambda c: lambda logits, labels: logits.sum()"))
+    total = "type('Sum', (__import__('torch').nn.Module,), {'forward': lambda self, x, y: x.sum()})"
+    mine(losses("x", build=f"lambda c: {total}()"))
     code, out, _ = harness_cli("-p", "mynet", "plugins", "check", "mynet")
     assert code == 7
     assert "FAIL  loss/x/prefers-the-right-answer\n      x: a right answer costs" in out

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
 
-from harness.engine.fit import build_optimizer, warmed_up
+from harness.engine.fit import build_optimizer, predict_split, warmed_up
 from harness.errors import PluginError
+from harness.search.space import resolve_space
 from harness.specs import ScheduleSpec
 
 
@@ -242,3 +245,28 @@ def test_the_factor_of_a_schedule_is_a_number_whatever_the_schedule_returns():
 def test_a_model_with_more_answers_than_classes_is_named(fit_rows):
     with pytest.raises(PluginError, match="answers with 4 classes where there are 3"):
         fit_rows(model=torch.nn.Linear(6, 4))
+
+
+def test_an_average_is_evaluated_as_it_is_now_though_its_model_keeps_what_it_computed(registry, tiny):
+    class Keeping(torch.nn.Linear):
+        kept = None
+
+        def train(self, mode=True):
+            self.kept = None if mode else self.kept
+            return super().train(mode)
+
+        def forward(self, rows):
+            if self.training:
+                return super().forward(rows)
+            self.kept = self.weight.clone() if self.kept is None else self.kept
+            return torch.nn.functional.linear(rows, self.kept, self.bias)
+
+    study = tiny(train={"precision": "fp32"})
+    config = resolve_space(study, registry).probe_config(study, "tiny-net")
+    model = Keeping(6, 3)
+    answers = []
+    for _ in range(2):
+        run = partial(lambda model, inputs, training: model(*inputs), model)
+        answers.append(predict_split(model, run, Rows(), "val", config, torch.device("cpu"))[0])
+        torch.nn.init.normal_(model.weight)
+    assert not np.allclose(*answers)

@@ -245,6 +245,9 @@ def predict_split(
     Raises:
         DivergedError: A logit is not finite. Its argmax would be a legal class, and its score a lie.
     """
+    # Attention of LeViT and its kin keeps biases in eval mode, in timm 1.0.20 until it is trained again. An
+    # average of weights never is: it would be evaluated with those of the epoch before.
+    model.train()
     model.eval()
     outputs, labels = [], []
     with torch.inference_mode():
