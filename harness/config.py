@@ -47,7 +47,8 @@ class Range(_Model):
             raise ValueError(f"low must be above 0 on a log scale (got {self.low:g})")
         if self.log and self.step:
             raise ValueError("step and log exclude each other")
-        if self.step and self.step > self.high - self.low:
+        # But for the rounding of the difference.
+        if self.step and self.step > (self.high - self.low) * (1 + 1e-9):
             raise ValueError(f"step ({self.step:g}) must not be larger than from low to high")
         return self
 

@@ -14,19 +14,12 @@ from harness.data.folder import look_at_folder
 from harness.data.manifest import Manifest, SplitRules, load_manifest, resolve
 from harness.data.scan import Keep
 from harness.engine.weights import ResolvedWeights, preflight
-from harness.errors import HarnessError, PluginError, StorageError, UsageError
-from harness.records import study_folders
+from harness.errors import HarnessError, PluginError, UsageError
 from harness.registry import Registry, load_registry
 from harness.search.budget import Budget
 from harness.search.child import start_child
-from harness.search.folder import (
-    ImportedTrial,
-    StudyFolder,
-    asked,
-    default_name,
-    identity,
-    locked_study,
-)
+from harness.search.folder import ImportedTrial, StudyFolder, default_name, identity, locked_study
+from harness.search.generations import find_study, new_generation, was_asked
 from harness.search.result import StudyResult
 from harness.search.running import RunningStudy
 from harness.search.signals import StopSignal
@@ -74,7 +67,7 @@ def run_study(
     with stop.installed(), contextlib.ExitStack() as stack:
         # Names and weights are checked before data are read, unless a study has frozen what they mean.
         _look_at_data(config, registry)
-        space = None if _was_asked(config, runs) else resolve_space(config, registry, where=where)
+        space = None if was_asked(config, runs) else resolve_space(config, registry, where=where)
         if space is not None:
             _preflight(space, config, registry, fetch=False)
         child = start_child(config.run)
@@ -84,20 +77,20 @@ def run_study(
         protocol = manifest.protocol().digest
         name = config.name or default_name(manifest.dataset, config, protocol)
         wanted = identity(config, protocol)
-        folder = _find(name, runs, wanted)
+        folder = find_study(name, runs, wanted)
         imports: list[ImportedTrial] = []
         if folder is None:
             space = space or resolve_space(config, registry, where=where)
-            path, imports = _new_generation(name, runs, config, space, protocol, extend=extend)
+            path, imports = new_generation(name, runs, config, space, protocol, extend=extend)
         else:
             path, space = folder.path, folder.space
         # Downloads take long: another process may have begun the study when they are done.
         weights = _preflight(space, config, registry)
         with locked_study(path):
-            folder = folder or _find(name, runs, wanted)
+            folder = folder or find_study(name, runs, wanted)
             if folder is None:
                 if (path / "study.json").exists():
-                    _new_generation(name, runs, config, space, protocol, extend=False)
+                    new_generation(name, runs, config, space, protocol, extend=False)
                 # Checkpoints are read when they are wanted; a size that does not suit is no single trial's.
                 _build(_resized(space, registry), space, registry, len(manifest.classes), {})
                 folder = StudyFolder.create(
@@ -272,63 +265,6 @@ def _load(
             counted(leaked, "test image"),
         )
     return manifest
-
-
-def _was_asked(config: StudyConfig, runs: Path) -> bool:
-    wanted = asked(config)
-    for path in study_folders(runs):
-        # Another study that is damaged is no concern of this one; its own is read again below.
-        with contextlib.suppress(StorageError):
-            if StudyFolder.open(path).document["asked"] == wanted:
-                return True
-    return False
-
-
-def _generations(name: str, runs: Path) -> list[StudyFolder]:
-    """Return the study of that name and what `--extend` made of it, the oldest first."""
-    found: list[StudyFolder] = []
-    path = runs / name
-    while (path / "study.json").exists():
-        found.append(StudyFolder.open(path))
-        path = runs / f"{name}@{len(found) + 1}"
-    return found
-
-
-def _find(name: str, runs: Path, wanted: str) -> StudyFolder | None:
-    """Return the generation that is the study asked for; the newest if there are several."""
-    found = [folder for folder in _generations(name, runs) if folder.document["identity"] == wanted]
-    return found[-1] if found else None
-
-
-def _new_generation(
-    name: str, runs: Path, config: StudyConfig, space: Space, protocol: str, *, extend: bool
-) -> tuple[Path, list[ImportedTrial]]:
-    """Return where a new study goes, and the trials it learns from.
-
-    Raises:
-        UsageError: The name is taken by another study, and its trials cannot be imported.
-    """
-    generations = _generations(name, runs)
-    if not generations:
-        return runs / name, []
-    last = generations[-1]
-    changes = last.differences(config, protocol)
-    # Scores under other settings, or of another metric or data set, would mislead the search.
-    can_extend = all(key.startswith("space.") for key in changes)
-    if extend and can_extend:
-        imports = [trial for trial in last.exports() if space.params_of(trial.config) is not None]
-        return runs / f"{name}@{len(generations) + 1}", imports
-    lines = [f"study {last.name!r} exists and is another study"]
-    lines += [f"  {key}: {change}" for key, change in changes.items()]
-    fixes = ["choose another --name"]
-    if can_extend:
-        fixes.append("add --extend to open a new generation that imports its trials")
-    raise UsageError(
-        "\n".join(lines),
-        where=str(last.path),
-        why="--extend allows changes of the space only" if extend else "",
-        fixes=fixes,
-    )
 
 
 def _preflight(
