@@ -86,24 +86,26 @@ def run_study(
             path, space = folder.path, folder.space
         # Downloads take long: another process may have begun the study when they are done.
         weights = _preflight(space, config, registry)
+        digests = _digests(weights)
+        if folder is None:
+            # Checkpoints are read when they are wanted; a size that does not suit is no single trial's.
+            _build(_resized(space, registry), space, registry, len(manifest.classes), {})
         with locked_study(path):
             folder = folder or find_study(name, runs, wanted)
             if folder is None:
                 if (path / "study.json").exists():
                     new_generation(name, runs, config, space, protocol, extend=False)
-                # Checkpoints are read when they are wanted; a size that does not suit is no single trial's.
-                _build(_resized(space, registry), space, registry, len(manifest.classes), {})
                 folder = StudyFolder.create(
                     path,
                     config,
                     space,
                     dataset=manifest.dataset,
                     protocol=protocol,
-                    weights=_digests(weights),
+                    weights=digests,
                     imports=imports,
                 )
-            _check_weights(folder, _digests(weights))
-            folder.begin_with(_digests(weights))
+            _check_weights(folder, digests)
+            folder.begin_with(digests)
             folder.want(_placed(config, registry))
             return RunningStudy(config, registry, manifest, folder, weights, budget, stop, child).run()
 
