@@ -72,7 +72,7 @@ def fail(
         detail = "".join(traceback.format_exception(error))
     return TrialOutcome(
         state="failed",
-        reason=_encodable(reason),
+        reason=reason,
         detail=_encodable(detail),
         curve=tuple(curve),
         environment=environment,

@@ -10,7 +10,9 @@ from contextlib import contextmanager
 from harness.errors import Interrupted
 
 # Exit codes by signal. SIGUSR1 is how a cluster announces that time is up.
-CODES = {"SIGINT": 130, "SIGTERM": 143, "SIGUSR1": 75}
+_CODES = {"SIGINT": 130, "SIGTERM": 143, "SIGUSR1": 75}
+STOPPING = tuple(getattr(signal, name) for name in _CODES if hasattr(signal, name))
+"""Signals that stop a study, of those that this system has."""
 
 
 class StopSignal:
@@ -32,13 +34,12 @@ class StopSignal:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        names = [name for name in CODES if hasattr(signal, name)]
-        before = {name: signal.signal(getattr(signal, name), self._handle) for name in names}
+        before = {number: signal.signal(number, self._handle) for number in STOPPING}
         try:
             yield
         finally:
-            for name, handler in before.items():
-                signal.signal(getattr(signal, name), handler)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     @contextmanager
     def polled(self) -> Iterator[None]:
@@ -51,6 +52,6 @@ class StopSignal:
 
     def _handle(self, number: int, frame: object) -> None:
         is_first = not self.code
-        self.code = self.code or CODES[signal.Signals(number).name]
+        self.code = self.code or _CODES[signal.Signals(number).name]
         if not (is_first and self._is_polled):
             raise Interrupted(self.code)

@@ -209,9 +209,11 @@ def _build(
         except HarnessError:
             raise
         except Exception as error:
+            from harness.engine.outcome import say_in_a_line
+
             raise PluginError(
                 f"backbone {name!r} cannot be built for images of {space.image_sizes[name]} px",
-                why=f"{type(error).__name__}: {error}".partition("\n")[0],
+                why=say_in_a_line(error),
                 fixes=["leave the backbone out", "report it to the author of the backbone"],
             ) from error
 

@@ -16,7 +16,7 @@ from harness.engine.job import ProbeJob
 from harness.errors import HarnessError
 from harness.records import EpochRecord
 from harness.search.executors import portable
-from harness.search.signals import CODES
+from harness.search.signals import STOPPING
 
 _TICK = 2.0
 """Seconds between signs of life."""
@@ -31,9 +31,8 @@ _LEAST_KEPT = 2**25
 def main() -> None:
     """Serve one parent until it closes the connection."""
     # What a cluster tells a whole job is for the parent to answer: it ends this process when it has done so.
-    for name in CODES:
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)
     connection: Connection[Any, Any] = Connection(int(sys.argv[1]))
     keep_freed_memory(os.environ)
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
