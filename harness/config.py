@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from harness.errors import UsageError, nearest
+from harness.paths import expand
 
 SCHEMA: Literal["harness.study/1"] = "harness.study/1"
 DEVICES = r"^(auto|cpu|mps|cuda(:\d+)?)$"
@@ -305,12 +306,12 @@ def load_study_file(path: Path) -> dict[str, Any]:
     folder = path.parent
     dataset = values.get("dataset")
     if isinstance(dataset, str) and ("/" in dataset or dataset.endswith(".csv")):
-        values["dataset"] = str(folder / Path(dataset).expanduser())
+        values["dataset"] = str(folder / expand(dataset))
     if isinstance(values.get("weights_dir"), str):
-        values["weights_dir"] = str(folder / Path(values["weights_dir"]).expanduser())
+        values["weights_dir"] = str(folder / expand(values["weights_dir"]))
     if isinstance(values.get("weights"), dict):
         values["weights"] = {
-            name: str(folder / Path(file).expanduser()) if isinstance(file, str) else file
+            name: str(folder / expand(file)) if isinstance(file, str) else file
             for name, file in values["weights"].items()
         }
     return values

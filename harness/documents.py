@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -9,6 +10,7 @@ import json
 import os
 import types
 import typing
+import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -62,7 +64,8 @@ def write_atomically(path: Path, text: str) -> None:
     Raises:
         StorageError: The folder cannot be written, or the disk is full.
     """
-    part = path.with_name(f".{path.name}.part")
+    # Two processes that write the same file each have a part of their own.
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with part.open("w", encoding="utf-8", newline="\n") as file:
@@ -77,6 +80,9 @@ def write_atomically(path: Path, text: str) -> None:
             finally:
                 os.close(descriptor)
     except OSError as error:
+        # A full disk has no room for parts that nobody goes on with.
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
         raise StorageError(
             "a file cannot be written",
             where=str(path),

@@ -90,6 +90,16 @@ def test_an_output_that_is_full_is_no_bug(arguments):
     assert done.stderr.startswith("error: the output cannot be written")
 
 
+@pytest.mark.parametrize("command", ["data check", "study show"])
+def test_a_path_that_no_file_can_have_is_no_bug(command):
+    arguments = [*command.split(), "a" * 300]
+    run = [sys.executable, "-c", f"from harness.cli import main; main({arguments!r})"]
+    done = subprocess.run(run, capture_output=True, text=True, check=False)
+    assert done.returncode == 6
+    assert done.stderr.startswith("error: a file or folder cannot be used\n  where  aaa")
+    assert "Traceback" not in done.stderr
+
+
 def test_a_name_that_the_output_cannot_encode_is_escaped(tmp_path):
     folder = tmp_path / "\u65e5\u672c"
     for label in ("cat", "dog"):

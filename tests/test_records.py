@@ -137,6 +137,23 @@ def test_a_crash_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
         write_atomically(path, "new")
     assert "No space left" in caught.value.why
     assert path.read_text(encoding="utf-8") == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_two_writers_of_a_file_do_not_share_a_part(tmp_path, monkeypatch):
+    path = tmp_path / "cache.json"
+    fsync, writers = os.fsync, []
+
+    def write_another(descriptor):
+        if not writers:
+            writers.append(1)
+            write_atomically(path, "of another process")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", write_another)
+    write_atomically(path, "of this one, which is longer")
+    assert path.read_text(encoding="utf-8") == "of this one, which is longer"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_score_that_is_no_number_is_not_written(tmp_path):

@@ -117,16 +117,38 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with_suggestion(error).show()
         code = error.exit_code
     except HarnessError as error:
-        what, *rest = str(error).splitlines()
-        print("\n".join([f"error: {safe_text(what)}", *(safe_text(line) for line in rest)]), file=sys.stderr)
-        code = error.exit_code
+        code = _say_error(error)
     except Interrupted as stopped:
         print("stopped before the first trial; the same command starts again", file=sys.stderr)
         code = stopped.exit_code
     except KeyboardInterrupt:
         code = 130
+    except OSError as error:
+        # A name that is too long, a folder nobody may look into: of paths that a user gives. That one of the
+        # harness's own files is missing is nothing a user can mend.
+        is_bug = error.filename is None or isinstance(error, FileNotFoundError)
+        code = _say_bug() if is_bug else _say_error(_cannot_use(error))
     except Exception:
-        traceback.print_exc()
-        print("error: a bug in harness; the lines above say where", file=sys.stderr)
-        code = 1
+        code = _say_bug()
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _say_error(error: HarnessError) -> int:
+    what, *rest = str(error).splitlines()
+    print("\n".join([f"error: {safe_text(what)}", *(safe_text(line) for line in rest)]), file=sys.stderr)
+    return error.exit_code
+
+
+def _cannot_use(error: OSError) -> StorageError:
+    return StorageError(
+        "a file or folder cannot be used",
+        where=str(error.filename),
+        why=error.strerror or str(error),
+        fixes=["check the path, and who may read and write it"],
+    )
+
+
+def _say_bug() -> int:
+    traceback.print_exc()
+    print("error: a bug in harness; the lines above say where", file=sys.stderr)
+    return HarnessError.exit_code

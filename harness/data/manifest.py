@@ -212,7 +212,7 @@ def resolve(dataset: str, registry: Registry) -> DatasetSpec | Path:
     Raises:
         UnknownNameError: A plain name is neither.
     """
-    path = Path(dataset).expanduser()
+    path = paths.expand(dataset)
     separators = {"/", os.sep, os.altsep or os.sep}
     if any(sign in dataset for sign in separators) or dataset in (".", "..") or path.suffix.lower() == ".csv":
         return path

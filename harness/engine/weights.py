@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 from harness.documents import file_sha256
 from harness.errors import UsageError, WeightsError, nearest
+from harness.paths import expand
 from harness.records import WeightsRecord
 from harness.registry import Component
 from harness.specs import BackboneSpec, WeightsSpec
@@ -164,7 +165,7 @@ def _local_file(
     """Return the file that the user names, whether it is there or not; from the folder only one that is."""
     for name in (backbone.provider.name, backbone.spec.name):
         if name in weights:
-            return Path(weights[name]).expanduser()
+            return expand(weights[name])
     files = _expected_files(backbone, weights_dir) if weights_dir else []
     return next((file for file in files if file.is_file()), None)
 
@@ -173,7 +174,7 @@ def _expected_files(backbone: Component[BackboneSpec], folder: Path) -> list[Pat
     """Return where the folder may hold a backbone's file; the first is the one to tell a user."""
     names = dict.fromkeys((backbone.provider.name, backbone.spec.name))
     flat = [name.replace("/", "_").replace(":", "_") for name in names]
-    return [folder.expanduser() / f"{name}.safetensors" for name in dict.fromkeys((*flat, *names))]
+    return [expand(folder) / f"{name}.safetensors" for name in dict.fromkeys((*flat, *names))]
 
 
 def _check_have_weights(backbones: Sequence[Component[BackboneSpec]], weights_dir: Path | None) -> None:
@@ -183,7 +184,7 @@ def _check_have_weights(backbones: Sequence[Component[BackboneSpec]], weights_di
         raise WeightsError(
             f"the weights folder lacks {', '.join(files)}",
             where=str(weights_dir),
-            why="" if weights_dir.expanduser().is_dir() else "there is no such folder",
+            why="" if expand(weights_dir).is_dir() else "there is no such folder",
             fixes=[
                 "put the missing files there, as safetensors",
                 "leave the folder out to take the backbones' own weights",

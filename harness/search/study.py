@@ -232,8 +232,8 @@ def _placed(config: StudyConfig, registry: Registry) -> StudyConfig:
     return config.model_copy(
         update={
             "dataset": str(found.absolute()) if isinstance(found, Path) else config.dataset,
-            "weights": {name: file.expanduser().absolute() for name, file in config.weights.items()},
-            "weights_dir": folder.expanduser().absolute() if folder else None,
+            "weights": {name: paths.expand(file).absolute() for name, file in config.weights.items()},
+            "weights_dir": paths.expand(folder).absolute() if folder else None,
         }
     )
 
