@@ -1,8 +1,9 @@
 """Time until the best score of a plain search is reached: Optuna's TPE around a plain loop, against a study.
 
-Both arms search the default study's space with the same epochs, batches, schedule and weight decay, and have
-one core and the same folder of image files. The plain arm is Optuna's TPE around the loop of `plain.py`: no
-pruning, nothing kept between trials, heads as timm builds them. The other is a study with the harness's own
+Both arms search the default study's space with the same epochs, batches, schedule, weight decay and
+augmentation (every other image mirrored), and have one core and the same folder of image files. The plain arm
+is Optuna's TPE around the loop of `plain.py`: no pruning, nothing kept between trials, heads as timm builds
+them. The other is a study with the harness's own
 settings and empty caches, with a share of the time that the plain arm took as its budget; its clock starts
 with the call and has the scan of the data set, the start of the worker and the decoding in it. Its heads
 start from ridge regression, unless `--head-init timm` asks for what is left of the gain without that. A
@@ -12,7 +13,7 @@ Scores and seconds of each arm lie in `--work` as JSON lines; running it again g
 missing. `--work` gets a plot as well: the best score so far against the seconds. Wants an idle machine.
 
 usage: headline.py [--dataset petals] [--dataset DIR] [--seeds 3] [--trials 40] [--epochs 5] [--share 0.5]
-                   [--head-init ridge]
+                   [--augmentation flip] [--head-init ridge]
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ import subsets
 import torch
 from chart import Line, draw_steps
 from plain import train_plain
+from torchvision.transforms import v2
 
 import harness
 from harness.config import DEFAULT_STUDY
@@ -55,6 +57,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--trials", type=int, default=40)
     parser.add_argument("--epochs", type=int, default=TRAIN["epochs"])
+    parser.add_argument("--augmentation", choices=["none", "flip"], default=SPACE["augmentation"])
     parser.add_argument("--share", type=float, default=0.5, help="of plain's time that the study gets")
     parser.add_argument("--head-init", default="ridge", help="of the study")
     parser.add_argument("--within", type=float, default=0.0, help="of plain's best counts as reached")
@@ -77,7 +80,7 @@ def main() -> None:
             ours = measure(arm, folder, seed, arguments, partial(search_ours, budget))
             found[name].append({"plain": plain, "ours": ours})
     print_table(found, arguments.within)
-    plot = arguments.work / f"headline-{arguments.trials}x{arguments.epochs}.svg"
+    plot = arguments.work / f"headline-{arguments.trials}x{arguments.epochs}-{arguments.augmentation}.svg"
     panels = {
         name: [Line(arm=arm, points=best_so_far(trials)) for pair in pairs for arm, trials in pair.items()]
         for name, pairs in found.items()
@@ -96,7 +99,9 @@ def measure(
     arm: str, folder: Path, seed: int, arguments: argparse.Namespace, search: Callable[..., Trials]
 ) -> Trials:
     """Run an arm, unless it has been run before."""
-    name = f"{folder.name}-{arguments.trials}x{arguments.epochs}-seed{seed}-{arm}.jsonl"
+    name = (
+        f"{folder.name}-{arguments.trials}x{arguments.epochs}-{arguments.augmentation}-seed{seed}-{arm}.jsonl"
+    )
     file = arguments.work / name
     if not file.exists():
         print(f"measuring {file.stem}", file=sys.stderr, flush=True)
@@ -124,8 +129,19 @@ def search_plain(folder: Path, seed: int, arguments: argparse.Namespace) -> Tria
         model = spec.build(classes, spec.weights.cached(), SIZE)
         plan = plan_freeze(model, depth, blocks=spec.blocks(model), head=spec.head(model), image_size=SIZE)
         apply_freeze(model, plan)
-        options = {"size": SIZE, "batch": TRAIN["batch_size"], "epochs": arguments.epochs, "seed": own_seed}
-        score = train_plain(model, plan, folder, lr=lr, optimizer=optimizer, **options).scores[-1][1]
+        result = train_plain(
+            model,
+            plan,
+            folder,
+            size=SIZE,
+            batch=TRAIN["batch_size"],
+            epochs=arguments.epochs,
+            lr=lr,
+            seed=own_seed,
+            optimizer=optimizer,
+            augment=v2.RandomHorizontalFlip() if arguments.augmentation == "flip" else None,
+        )
+        score = result.scores[-1][1]
         trials.append({"seconds": time.time() - began, "score": score, **trial.params})
         return score
 
@@ -142,7 +158,7 @@ def search_ours(budget: int, folder: Path, seed: int, arguments: argparse.Namesp
         "dataset": str(folder),
         "budget": budget,
         "seed": seed,
-        "space": {**SPACE, "head_init": [arguments.head_init]},
+        "space": {**SPACE, "augmentation": arguments.augmentation, "head_init": [arguments.head_init]},
         "train": {**TRAIN, "epochs": arguments.epochs},
         "finalize": {"top": 0},
         "run": {"threads": 1, "device": "cpu"},

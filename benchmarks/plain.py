@@ -77,6 +77,7 @@ def train_plain(
     layout: torch.memory_format = torch.contiguous_format,
     precision: str = "fp32",
     transform: Callable[[Image.Image], Tensor] | None = None,
+    augment: Callable[[Tensor], Tensor] | None = None,
 ) -> PlainResult:
     """Train a model to which a plan is applied.
 
@@ -94,9 +95,11 @@ def train_plain(
         layout: Of the model and its images in memory.
         precision: `fp32`, or `bf16` by autocast.
         transform: From an image to (3, size, size); None: short side and centre crop by torchvision.
+        augment: Of what that makes of a training image; None: nothing.
     """
     transform = transform or resize_and_crop(size)
-    train, val = Photos(folder / "train", transform), Photos(folder / "val", transform)
+    augmented = v2.Compose([transform, augment]) if augment else transform
+    train, val = Photos(folder / "train", augmented), Photos(folder / "val", transform)
     batch = min(batch, len(train))
     model.to(memory_format=layout)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]

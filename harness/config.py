@@ -277,9 +277,9 @@ DEFAULT_STUDY: dict[str, Any] = {
         "freeze_depth": [0.0, 0.25, 0.5, 0.75, 1.0],
         "lr": {"low": 2e-3, "high": 3e-2, "log": True},
         "optimizer": ["adamw", "sgd"],
-        "augmentation": "none",
+        "augmentation": "flip",
     },
-    "train": {"epochs": 5, "batch_size": 32},
+    "train": {"epochs": 9, "batch_size": 32},
     "finalize": {"top": 3},
 }
 

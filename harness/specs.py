@@ -134,17 +134,21 @@ class BackboneSpec(Spec):
     """True: only `input.size` works. False: other sizes may be asked for."""
 
 
+Policy: TypeAlias = "Callable[[Tensor], Tensor]"
+"""A function from one uint8 image (3, H, W) to one uint8 image (3, size, size)."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AugmentationSpec(Spec):
     """A training-time augmentation policy."""
 
-    build: Callable[[InputSpec], Callable[[Tensor], Tensor]]
-    """Return a function from one uint8 image (3, H, W) to one uint8 image (3, size, size).
+    build: Callable[[InputSpec], Policy | tuple[Policy, ...]]
+    """Return a policy, or a tuple of them that are all the views there are.
 
-    It may draw from torch's, NumPy's and Python's global generators: the host seeds them per image and view.
+    One alone may draw from torch's, NumPy's and Python's global generators, which the host seeds per image
+    and view: an image looks otherwise in every epoch. Those of a tuple draw nothing, and an image gets them
+    in turn, beginning with one of its own: frozen layers run over it once for each of them.
     """
-    varies: bool = True
-    """False if it draws nothing, so that an image looks the same in every epoch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

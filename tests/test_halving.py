@@ -8,8 +8,10 @@ from harness.search.halving import PeerHalvingPruner
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 
-def halving(epochs, min_resource=3):
-    pruner = PeerHalvingPruner(epochs=epochs, min_resource=min_resource, reduction_factor=3)
+def halving(epochs, min_resource=3, backbones=0):
+    pruner = PeerHalvingPruner(
+        epochs=epochs, min_resource=min_resource, reduction_factor=3, backbones=backbones
+    )
     return optuna.create_study(direction="maximize", pruner=pruner)
 
 
@@ -18,11 +20,13 @@ def study():
     return halving(epochs=9)
 
 
-def judge(study, depth, values):
+def judge(study, depth, values, backbone=None):
     """Run a trial; return the epoch at which it was pruned, or None."""
-    study.enqueue_trial({"freeze_depth": depth})
+    study.enqueue_trial({"freeze_depth": depth, "backbone": backbone})
     trial = study.ask()
     trial.suggest_float("freeze_depth", 0.0, 1.0)
+    if backbone:
+        trial.suggest_categorical("backbone", ["good", "fair", "poor"])
     for epoch, value in enumerate(values, start=1):
         trial.report(value, step=epoch)
         if trial.should_prune():
@@ -64,3 +68,11 @@ def test_a_rung_lies_at_least_a_third_below_the_whole_training(study):
         "nothing is to be saved after nine epochs of nine"
     )
     assert judge(long, 0.0, [0.6] * 3 + [0.1] * 24) == 9
+
+
+def test_as_many_backbones_as_there_are_finalists_come_to_their_end():
+    study = halving(epochs=9, backbones=2)
+    assert judge(study, 0.0, [0.9] * 9, "good") is None
+    assert judge(study, 0.0, [0.5] * 9, "fair") is None, "the first of its backbone"
+    assert judge(study, 0.0, [0.6] * 9, "fair") == 3
+    assert judge(study, 0.0, [0.4] * 9, "poor") == 3, "two have come to their end"

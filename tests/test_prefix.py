@@ -144,7 +144,7 @@ def test_a_budget_that_is_too_small_computes_instead(asked, registry, tmp_path):
 
 
 def test_a_view_that_only_one_training_reads_is_read_once():
-    assert Sharing(epochs=5, trials=1).reads("train", varies=True) == 1
-    assert Sharing(epochs=5, trials=2).reads("train", varies=True) == 2
-    assert Sharing(epochs=5, trials=2).reads("train", varies=False) == 10
-    assert Sharing(epochs=5, trials=2).reads("val", varies=True) == 10
+    assert Sharing(epochs=5, trials=1).reads(views=5) == 1
+    assert Sharing(epochs=5, trials=2).reads(views=5) == 2
+    assert Sharing(epochs=5, trials=2).reads(views=2) == 5
+    assert Sharing(epochs=5, trials=2).reads(views=1) == 10

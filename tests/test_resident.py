@@ -12,9 +12,9 @@ from torchvision.transforms import InterpolationMode, v2
 from harness.data import resident
 from harness.data.bank import Bank
 from harness.data.manifest import Item
-from harness.data.resident import ResidentBank, read_policy, resident_bytes
+from harness.data.resident import ResidentBank, read_policies, resident_bytes
 from harness.data.scan import content_sha256
-from harness.data.views import eval_batch, train_batch
+from harness.data.views import Augmentation, eval_batch, train_batch
 from harness.specs import InputSpec
 
 CPU = torch.device("cpu")
@@ -36,7 +36,7 @@ def bank(tmp_path: Path) -> Bank:
 
 
 def policy_named(registry, name):
-    return registry.augmentations.get(name).spec.build(INPUTS)
+    return Augmentation(name, registry.augmentations.get(name).spec.build(INPUTS), "set")
 
 
 def test_a_bank_knows_the_shapes_of_its_images(bank):
@@ -45,19 +45,19 @@ def test_a_bank_knows_the_shapes_of_its_images(bank):
     assert resident_bytes(bank) == sum(bank.image(row).numel() for row in range(len(bank)))
 
 
-@pytest.mark.parametrize("name", ["flip-crop", "none"])
+@pytest.mark.parametrize("name", ["flip-crop", "flip", "none"])
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 @pytest.mark.parametrize("chunk", [1, 1 << 26])
 def test_views_made_together_have_the_same_bytes(bank, registry, monkeypatch, name, interpolation, chunk):
     monkeypatch.setattr(resident, "_CHUNK", chunk)
     inputs = dataclasses.replace(INPUTS, interpolation=interpolation)
-    policy = registry.augmentations.get(name).spec.build(inputs)
+    policy = Augmentation(name, registry.augmentations.get(name).spec.build(inputs), "set")
     together = ResidentBank(bank, CPU)
     rows = [6, 0, 3, 3, 5, 1, 2, 4]
     for view in range(6):
-        expected = train_batch(bank, rows, view, policy, name, "set")
+        expected = train_batch(bank, rows, view, policy)
         for _ in range(2):
-            found = together.train_batch(rows, view, policy, name, "set")
+            found = together.train_batch(rows, view, policy)
             assert torch.equal(found, expected)
 
 
@@ -70,13 +70,13 @@ def test_the_generators_are_left_as_they_were(bank, registry):
     together, policy = ResidentBank(bank, CPU), policy_named(registry, "flip-crop")
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    together.train_batch([0, 1], 0, policy, "flip-crop", "set")
+    together.train_batch([0, 1], 0, policy)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_policy_whose_resizing_changes_the_image_is_left_to_the_cpu(bank):
     policy = v2.Compose([v2.Resize(48, interpolation=BICUBIC, antialias=True), v2.CenterCrop(32)])
-    assert ResidentBank(bank, CPU).train_batch([0], 0, policy, "larger", "set") is None
+    assert ResidentBank(bank, CPU).train_batch([0], 0, Augmentation("larger", policy, "set")) is None
 
 
 def hooked() -> v2.Compose:
@@ -110,26 +110,40 @@ def brighten(image: Tensor) -> Tensor:
     ],
 )
 def test_any_other_policy_is_left_to_the_cpu(policy):
-    assert read_policy(policy) is None
+    assert read_policies(Augmentation("other", policy, "set")) is None
 
 
 @pytest.mark.parametrize("name", ["trivial-augment", "rand-augment"])
 def test_policies_that_do_more_are_left_to_the_cpu(registry, name):
-    assert read_policy(policy_named(registry, name)) is None
+    assert read_policies(policy_named(registry, name)) is None
 
 
 def test_a_crop_without_a_flip_draws_as_it_does_alone(bank):
     policy = v2.Compose([v2.RandomResizedCrop(24, interpolation=BICUBIC, antialias=True)])
-    found = ResidentBank(bank, CPU).train_batch([2, 5], 1, policy, "crop", "set")
-    assert torch.equal(found, train_batch(bank, [2, 5], 1, policy, "crop", "set"))
+    crop = Augmentation("crop", policy, "set")
+    assert torch.equal(
+        ResidentBank(bank, CPU).train_batch([2, 5], 1, crop), train_batch(bank, [2, 5], 1, crop)
+    )
+
+
+def test_a_flip_after_a_centre_crop_draws_as_it_does_alone(bank):
+    policy = v2.Compose([v2.Resize(40), v2.CenterCrop(32), v2.RandomHorizontalFlip()])
+    rows = list(range(7))
+    flip = Augmentation("flip", policy, "set")
+    assert torch.equal(ResidentBank(bank, CPU).train_batch(rows, 1, flip), train_batch(bank, rows, 1, flip))
+
+
+def test_policies_of_different_sizes_are_left_to_the_cpu():
+    policies = tuple(v2.Compose([v2.Resize(40), v2.CenterCrop(size)]) for size in (32, 24))
+    assert read_policies(Augmentation("sizes", policies, "set")) is None
 
 
 def test_boxes_are_drawn_once_for_each_policy_and_view(bank, monkeypatch):
     together = ResidentBank(bank, CPU)
     drawn = []
-    monkeypatch.setattr(resident, "seed_view", lambda *key: drawn.append(key))
+    choose = Augmentation.choose
+    monkeypatch.setattr(Augmentation, "choose", lambda *of: (drawn.append((of[1].id, of[2])), choose(*of))[1])
     wide, narrow = (v2.Compose([v2.RandomResizedCrop(32, scale=scale)]) for scale in ((0.9, 1.0), (0.1, 0.2)))
     for policy, view in ((wide, 0), (wide, 0), (wide, 1), (narrow, 0)):
-        together.train_batch([0, 1, 0], view, policy, "crop", "set")
-    views = [(key[2].id, key[3]) for key in drawn]
-    assert views == [("0", 0), ("1", 0), ("0", 1), ("1", 1), ("0", 0), ("1", 0)]
+        together.train_batch([0, 1, 0], view, Augmentation("crop", policy, "set"))
+    assert drawn == [("0", 0), ("1", 0), ("0", 1), ("1", 1), ("0", 0), ("1", 0)]

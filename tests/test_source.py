@@ -10,6 +10,7 @@ from harness.data.bank import Bank
 from harness.data.manifest import Item
 from harness.data.resident import ResidentBank
 from harness.data.scan import content_sha256
+from harness.data.views import Augmentation
 from harness.engine.source import Images
 from harness.specs import InputSpec
 
@@ -35,11 +36,8 @@ def make(bank, registry):
         return Images(
             {"train": bank, "val": bank},
             {"train": labels, "val": labels},
-            policy=registry.augmentations.get(policy).spec.build(INPUTS),
-            policy_name=policy,
+            augmentation=Augmentation(policy, registry.augmentations.get(policy).spec.build(INPUTS), "set"),
             policy_key="",
-            varies=True,
-            dataset_key="set",
             inputs=INPUTS,
             device=CPU,
             keep=keep,
@@ -93,6 +91,14 @@ def test_images_that_a_policy_needs_on_the_cpu_take_no_room_on_the_device(make):
     assert asked == []
     images.fetch("val", 0, [0])
     assert asked == ["val"]
+
+
+@pytest.mark.parametrize(("policy", "views"), [("none", 1), ("flip", 2), ("flip-crop", 5)])
+def test_epochs_show_the_views_there_are_in_turn(make, policy, views):
+    images = make(policy=policy)
+    assert images.views(5) == views
+    assert images.views(1) == 1
+    assert [images.view(epoch) for epoch in range(5)] == [epoch % views for epoch in range(5)]
 
 
 def test_the_device_is_asked_for_room_once(make):

@@ -214,6 +214,10 @@ def unseeded(size):
     return lambda image: torch.randint(0, 256, (3, size, size), dtype=torch.uint8, generator=generator)
 
 
+def drawing(size):
+    return lambda image: torch.randint(0, 256, (3, size, size), dtype=torch.uint8)
+
+
 def this_file():
     return Path(__file__)
 
@@ -253,6 +257,12 @@ FAULTS = {
         (augmentation(lambda s: lambda i: resize(i, s) / 255), "keeps-the-form-of-images", "uint8"),
         (augmentation(in_place), "keeps-the-form-of-images", "changed in place"),
         (augmentation(unseeded), "repeats-itself-from-a-seed", "the same seed"),
+        (augmentation(lambda s: ()), "keeps-the-form-of-images", "neither a function nor a tuple"),
+        (
+            augmentation(lambda s: (lambda i: resize(i, s), drawing(s))),
+            "repeats-itself-from-a-seed",
+            "policies of a tuple draw nothing",
+        ),
     ],
     "loss": [
         (

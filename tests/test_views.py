@@ -11,7 +11,7 @@ from torch import Tensor
 from harness.data.bank import Bank, short_side
 from harness.data.manifest import Item
 from harness.data.scan import content_sha256
-from harness.data.views import eval_batch, normalise, train_batch
+from harness.data.views import Augmentation, eval_batch, normalise, train_batch
 from harness.errors import PluginError
 from harness.specs import InputSpec
 
@@ -36,7 +36,7 @@ def policy(image: Tensor) -> Tensor:
 
 
 def batch(bank: Bank, rows: list[int], view: int = 0, name: str = "crop", key: str = "set") -> Tensor:
-    return train_batch(bank, rows, view, policy, name, key)
+    return train_batch(bank, rows, view, Augmentation(name, policy, key))
 
 
 def test_a_batch_has_the_policys_size(bank: Bank) -> None:
@@ -90,7 +90,7 @@ def test_the_generators_are_restored_after_a_failure(bank: Bank) -> None:
     torch.manual_seed(3)
     before = torch.get_rng_state()
     with pytest.raises(PluginError):
-        train_batch(bank, [0], 0, lambda image: image.no_such_thing, "crop", "set")
+        train_batch(bank, [0], 0, Augmentation("crop", lambda image: image.no_such_thing, "set"))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -107,14 +107,44 @@ def test_the_generators_are_restored_after_a_failure(bank: Bank) -> None:
 )
 def test_a_wrong_policy_is_named(bank: Bank, bad: object, message: str) -> None:
     with pytest.raises(PluginError, match=message) as caught:
-        train_batch(bank, [0, 5], 0, bad, "upside-down", "set")
+        train_batch(bank, [0, 5], 0, Augmentation("upside-down", bad, "set"))
     assert "'upside-down'" in caught.value.what
     assert caught.value.exit_code == 7
 
 
+def test_counted_views_come_in_turn_and_begin_anywhere(bank: Bank) -> None:
+    rows, size = list(range(6)), 8
+    policies = tuple(lambda image, value=value: image[:, :size, :size] * 0 + value for value in range(3))
+    three = Augmentation("three", policies, "set")
+    assert three.views == 3
+    seen = [train_batch(bank, rows, view, three)[:, 0, 0, 0].tolist() for view in range(4)]
+    assert all(sorted(of_image) == [0, 1, 2] for of_image in zip(*seen[:3], strict=True))
+    assert seen[3] == seen[0]
+    assert len(set(seen[0])) > 1
+    assert train_batch(bank, rows[::-1], 0, three)[:, 0, 0, 0].tolist() == seen[0][::-1]
+
+
+def test_a_half_of_the_images_is_mirrored_in_each_epoch(bank: Bank, registry) -> None:
+    inputs = InputSpec(size=12, crop=0.75, interpolation="bicubic")
+    flip = Augmentation("flip", registry.augmentations.get("flip").spec.build(inputs), "flowers")
+    rows = list(range(6))
+    plain = eval_batch(bank, rows, 12)
+    first, second = (train_batch(bank, rows, view, flip) for view in range(2))
+    assert torch.equal(second, first.flip(3))
+    mirrored = [not torch.equal(one, other) for one, other in zip(first, plain, strict=True)]
+    assert 0 < sum(mirrored) < 6
+    assert torch.equal(torch.where(torch.tensor(mirrored)[:, None, None, None], second, first), plain)
+
+
+@pytest.mark.parametrize("built", [None, (), (None,), [lambda image: image]])
+def test_what_is_no_policy_is_refused(built: object) -> None:
+    with pytest.raises(PluginError, match="'odd' cannot be used"):
+        Augmentation("odd", built, "set")
+
+
 def test_a_policy_cannot_change_the_bank(bank: Bank) -> None:
     before = bank.image(0)
-    train_batch(bank, [0], 0, lambda image: image.zero_()[:, :8, :8], "zero", "set")
+    train_batch(bank, [0], 0, Augmentation("zero", lambda image: image.zero_()[:, :8, :8], "set"))
     assert torch.equal(bank.image(0), before)
 
 
@@ -150,5 +180,5 @@ def test_without_augmentation_training_sees_what_evaluation_sees(registry, tmp_p
     item = Item(id="0", label=0, split="train", sha256=content_sha256(image), image=image)
     bank = Bank.open([item], short_side(size, crop), "bicubic", tmp_path)
     inputs = InputSpec(size=size, crop=crop, interpolation="bicubic")
-    none = registry.augmentations.get("none").spec.build(inputs)
-    assert torch.equal(train_batch(bank, [0], 0, none, "none", "set"), eval_batch(bank, [0], size))
+    none = Augmentation("none", registry.augmentations.get("none").spec.build(inputs), "set")
+    assert torch.equal(train_batch(bank, [0], 0, none), eval_batch(bank, [0], size))

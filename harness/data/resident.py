@@ -14,7 +14,8 @@ from torchvision.transforms import v2
 
 from harness.data.bank import Bank
 from harness.data.crops import Box, resize_boxes
-from harness.data.views import kept_generators, seed_view, send
+from harness.data.views import Augmentation, kept_generators, send
+from harness.specs import Policy
 
 Draw: TypeAlias = Callable[[int, int], Box | None]
 """(height, width) -> the box that a policy takes, drawn from the global generators as the policy draws it;
@@ -50,25 +51,18 @@ class ResidentBank:
                 begin, size = begin + size, 0
                 waiting.clear()
 
-    def train_batch(
-        self,
-        rows: Sequence[int],
-        view: int,
-        policy: Callable[[Tensor], Tensor],
-        policy_name: str,
-        dataset_key: str,
-    ) -> Tensor | None:
+    def train_batch(self, rows: Sequence[int], view: int, augmentation: Augmentation) -> Tensor | None:
         """Augment some images; as `views.train_batch`, but for the layout in memory.
 
         Returns:
             uint8 (N, 3, S, S) on the device, channels last in memory; None where the policy does more than to
             cut, resize and flip.
         """
-        found = read_policy(policy)
+        found = read_policies(augmentation)
         if found is None:
             return None
-        draw, size, interpolation = found
-        key = repr(policy), policy_name, dataset_key, view
+        draws, size, interpolation = found
+        key = repr(augmentation.policies), augmentation.name, augmentation.dataset_key, view
         if key not in self._drawn:
             self._drawn[key] = np.zeros((len(self._bank), len(Box._fields)), dtype=np.int32)
         drawn = self._drawn[key]
@@ -77,7 +71,7 @@ class ResidentBank:
                 # No box is empty but the one that is still to be drawn.
                 if drawn[row].any():
                     continue
-                seed_view(policy_name, dataset_key, self._bank.items[row], view)
+                draw = draws[augmentation.choose(self._bank.items[row], view)]
                 box = draw(*self._sizes[row])
                 if box is None:
                     return None
@@ -102,12 +96,21 @@ def resident_bytes(bank: Bank) -> int:
     return sum(3 * height * width for height, width in map(bank.shape, range(len(bank))))
 
 
-def read_policy(policy: Callable[[Tensor], Tensor]) -> tuple[Draw, int, str] | None:
-    """Return how a policy draws its boxes, the size and the interpolation of its resizing.
+def read_policies(augmentation: Augmentation) -> tuple[list[Draw], int, str] | None:
+    """Return how each of its policies draws its boxes, and the size and the interpolation of their resizing.
 
-    None but for torchvision's own transforms in one of two chains: a random resized crop, with a random
-    horizontal flip after it or not; or a resizing that changes nothing here, and a centre crop.
+    None but for torchvision's own transforms in one of two chains: a random resized crop; or a resizing that
+    changes nothing here, and a centre crop. A random horizontal flip may come after either.
     """
+    found = [_read(policy) for policy in augmentation.policies]
+    known = [one for one in found if one is not None]
+    _, size, interpolation = known[0] if known else (None, 0, "")
+    if any(one is None or one[1:] != (size, interpolation) for one in found):
+        return None
+    return [draw for draw, _, _ in known], size, interpolation
+
+
+def _read(policy: Policy) -> tuple[Draw, int, str] | None:
     chain: Any = policy
     if type(chain) is not v2.Compose:
         return None
@@ -117,7 +120,7 @@ def read_policy(policy: Callable[[Tensor], Tensor]) -> tuple[Draw, int, str] | N
     match [type(step) for step in steps]:
         case [v2.RandomResizedCrop] | [v2.RandomResizedCrop, v2.RandomHorizontalFlip]:
             return _random_boxes(*steps)
-        case [v2.Resize, v2.CenterCrop]:
+        case [v2.Resize, v2.CenterCrop] | [v2.Resize, v2.CenterCrop, v2.RandomHorizontalFlip]:
             return _centre_boxes(*steps)
     return None
 
@@ -131,13 +134,12 @@ def _random_boxes(crop: Any, flip: Any = None) -> tuple[Draw, int, str] | None:
     def draw(height: int, width: int) -> Box:
         # Of the image the transform asks for nothing but its size.
         box = crop.make_params([torch.empty(3, height, width, device="meta")])
-        flipped = flip is not None and not bool(torch.rand(1) >= flip.p)
-        return Box(box["top"], box["left"], box["height"], box["width"], flipped)
+        return Box(box["top"], box["left"], box["height"], box["width"], _is_flipped(flip))
 
     return draw, crop.size[0], interpolation
 
 
-def _centre_boxes(resize: Any, crop: Any) -> tuple[Draw, int, str] | None:
+def _centre_boxes(resize: Any, crop: Any, flip: Any = None) -> tuple[Draw, int, str] | None:
     if resize.size is None or len(resize.size) != 1 or resize.max_size is not None:
         return None
     side, size = resize.size[0], crop.size[0]
@@ -146,9 +148,14 @@ def _centre_boxes(resize: Any, crop: Any) -> tuple[Draw, int, str] | None:
 
     def draw(height: int, width: int) -> Box | None:
         fits = min(height, width) == side >= size
-        return _centre(height, width, size) if fits else None
+        return _centre(height, width, size)._replace(flipped=_is_flipped(flip)) if fits else None
 
     return draw, size, "bilinear"
+
+
+def _is_flipped(flip: Any) -> bool:
+    # As the transform draws it.
+    return flip is not None and not bool(torch.rand(1) >= flip.p)
 
 
 def _centre(height: int, width: int, size: int) -> Box:

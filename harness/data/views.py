@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -14,32 +14,78 @@ from torch import Tensor
 from harness.data.bank import Bank, centre_crop
 from harness.data.manifest import Item
 from harness.errors import PluginError
+from harness.specs import Policy
 
 _PINNED = 2**26
 """Bytes of a tensor, at most, that goes to a GPU through memory that cannot be swapped: torch keeps that
 memory, rounded up to a power of two."""
 
 
-def train_batch(
-    bank: Bank,
-    rows: Sequence[int],
-    view: int,
-    policy: Callable[[Tensor], Tensor],
-    policy_name: str,
-    dataset_key: str,
-) -> Tensor:
-    """Augment some images of a bank.
+class Augmentation:
+    """What a policy makes of the images of a data set.
 
-    Each image's random numbers are drawn from (policy, data set, image, view) and nothing else, so a view
-    is the same in any batch, order, process and trial. The global generators are left as they were.
+    Random numbers are drawn from (policy, data set, image, view) and nothing else, so a view is the same in
+    any batch, order, process and trial.
+
+    Where the views can be counted, an image gets them in turn and begins with one that is drawn for it: of
+    two, an image and its mirror image, each epoch shows a half of the images mirrored, and the next one the
+    other half. So each is seen equally often, which trains better than a coin for each epoch (Jordan, 2024,
+    arXiv:2404.00498, section 3.6), and a frozen prefix has two views to run over, not one an epoch.
+
+    Args:
+        name: Of the policy.
+        built: What its `AugmentationSpec.build` returned.
+        dataset_key: Fingerprint of the data set.
+
+    Raises:
+        PluginError: It is neither a function nor a tuple of some.
+    """
+
+    def __init__(self, name: str, built: Policy | tuple[Policy, ...], dataset_key: str) -> None:
+        self.name = name
+        self.dataset_key = dataset_key
+        self._draws = not isinstance(built, tuple)
+        self.policies: tuple[Policy, ...] = built if isinstance(built, tuple) else (built,)
+        if not self.policies or not all(map(callable, self.policies)):
+            raise PluginError(
+                f"augmentation {name!r} cannot be used",
+                why=f"build returned {built!r}"[:200],
+                fixes=["return a function of an image, or a tuple of at least one"],
+            )
+
+    @property
+    def views(self) -> int | None:
+        """How many views of an image there are; None if each epoch has its own."""
+        return None if self._draws else len(self.policies)
+
+    def choose(self, item: Item, view: int) -> int:
+        """Return which of the `policies` makes a view of an image, and seed the global generators for it."""
+        if self._draws:
+            self._seed(item, view)
+            return 0
+        if len(self.policies) == 1:
+            return 0
+        return (self._seed(item, 0) + view) % len(self.policies)
+
+    def _seed(self, item: Item, view: int) -> int:
+        parts = self.name, self.dataset_key, item.id, item.sha256, view
+        text = "\0".join(str(part) for part in parts)
+        seed = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+        # Not torch.manual_seed: it also reaches for every GPU.
+        torch.default_generator.manual_seed(seed)
+        np.random.seed(seed & 0xFFFFFFFF)
+        random.seed(seed)
+        return seed
+
+
+def train_batch(bank: Bank, rows: Sequence[int], view: int, augmentation: Augmentation) -> Tensor:
+    """Augment some images of a bank; the global generators are left as they were.
 
     Args:
         bank: Decoded images.
         rows: Which of them.
         view: Number of the view; the epoch, say.
-        policy: Maps uint8 (3, H, W) to uint8 (3, S, S).
-        policy_name: Name of the policy.
-        dataset_key: Fingerprint of the data set.
+        augmentation: Of these images.
 
     Returns:
         uint8 (N, 3, S, S), contiguous.
@@ -51,18 +97,18 @@ def train_batch(
     with kept_generators():
         for row in rows:
             item = bank.items[row]
-            seed_view(policy_name, dataset_key, item, view)
+            policy = augmentation.policies[augmentation.choose(item, view)]
             image = bank.image(row)
             try:
                 result = policy(image)
             except Exception as error:
                 text = str(error).partition("\n")[0]
                 raise PluginError(
-                    f"augmentation {policy_name!r} fails on an image of shape {tuple(image.shape)}",
+                    f"augmentation {augmentation.name!r} fails on an image of shape {tuple(image.shape)}",
                     where=item.id,
                     why=f"{type(error).__name__}: {text}",
                 ) from error
-            _check(result, views[0] if views else None, policy_name, item.id)
+            _check(result, views[0] if views else None, augmentation.name, item.id)
             views.append(result)
     return torch.stack(views)
 
@@ -101,17 +147,6 @@ def normalise(
     shift = send(torch.tensor(mean).view(3, 1, 1), batch.device)
     scale = send(torch.tensor(std).view(3, 1, 1), batch.device)
     return values.div_(255).sub_(shift).div_(scale)
-
-
-def seed_view(policy_name: str, dataset_key: str, item: Item, view: int) -> None:
-    """Seed the global generators for a view of an image."""
-    parts = policy_name, dataset_key, item.id, item.sha256, view
-    text = "\0".join(str(part) for part in parts)
-    seed = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
-    # Not torch.manual_seed: it also reaches for every GPU.
-    torch.default_generator.manual_seed(seed)
-    np.random.seed(seed & 0xFFFFFFFF)
-    random.seed(seed)
 
 
 @contextmanager

@@ -35,9 +35,9 @@ class Sharing:
     trials: float
     """Of the study, this one included, that have the same backbone and freeze depth."""
 
-    def reads(self, split: str, varies: bool) -> float:
-        """Return how many times each image of a split is read."""
-        return self.trials * (1 if split == "train" and varies else self.epochs)
+    def reads(self, views: int) -> float:
+        """Return how many times each image is read in each of its views."""
+        return self.trials * self.epochs / views
 
 
 @dataclass(slots=True)
@@ -182,7 +182,7 @@ class Prefix:
         self, store: ActivationStore, split: str, view: int, others: Mapping[str, FrozenPart]
     ) -> Entry | None:
         """Store a view for this and, by key, the other freeze depths, where that is worth it."""
-        reads = self._sharing.reads(split, self._images.varies)
+        reads = self._sharing.reads(self._images.views(self._sharing.epochs) if split == "train" else 1)
         if reads <= 1:
             return None
         absent = [part for key, part in others.items() if store.open(key) is None]

@@ -13,6 +13,7 @@ from torch import nn
 from harness.data.bank import Bank, recipe_of
 from harness.data.manifest import Item
 from harness.data.resident import ResidentBank, resident_bytes
+from harness.data.views import Augmentation
 from harness.documents import canonical
 from harness.engine.compiled import compile_training, is_worth_compiling, keep_compiled
 from harness.engine.cost import Bandwidth
@@ -213,15 +214,12 @@ class Setup:
             size = resident_bytes(bank)
             return self.residency.keep(bank.content, size, lambda: ResidentBank(bank, self.device))
 
-        augmentation = self._registry.augmentations.get(config.augmentation)
+        policy = self._registry.augmentations.get(config.augmentation)
         return Images(
             banks,
             {split: torch.tensor([item.label for item in part]) for split, part in items.items()},
-            policy=augmentation.spec.build(inputs),
-            policy_name=config.augmentation,
+            augmentation=Augmentation(config.augmentation, policy.spec.build(inputs), self._dataset_key),
             policy_key=canonical(self._registry.provider("augmentation", config.augmentation)),
-            varies=augmentation.spec.varies,
-            dataset_key=self._dataset_key,
             inputs=inputs,
             device=self.device,
             layout=layout,

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from harness.data.bank import Bank
-from harness.data.resident import ResidentBank, read_policy
-from harness.data.views import eval_batch, normalise, send, train_batch
+from harness.data.resident import ResidentBank, read_policies
+from harness.data.views import Augmentation, eval_batch, normalise, send, train_batch
 from harness.documents import digest
 from harness.specs import InputSpec
 
@@ -32,11 +32,8 @@ class Images:
     Args:
         banks: Decoded images by split.
         labels: int64 class numbers by split, in the order of the bank's rows.
-        policy: Augmentation of one uint8 image.
-        policy_name: Enters the hash that draws a view, with `dataset_key`, so that all trials share views.
-        policy_key: Names the policy and who provides it, in which version.
-        varies: Whether the policy gives another view in each epoch.
-        dataset_key: The data set's fingerprint.
+        augmentation: Of the training images.
+        policy_key: Names its policy and who provides it, in which version.
         inputs: Size and normalisation.
         device: Where batches go.
         layout: Of batches in memory.
@@ -49,11 +46,8 @@ class Images:
         banks: dict[str, Bank],
         labels: dict[str, Tensor],
         *,
-        policy: Callable[[Tensor], Tensor],
-        policy_name: str,
+        augmentation: Augmentation,
         policy_key: str,
-        varies: bool,
-        dataset_key: str,
         inputs: InputSpec,
         device: torch.device,
         layout: torch.memory_format = torch.contiguous_format,
@@ -62,11 +56,8 @@ class Images:
         self.labels = labels
         self.device = device
         self._banks = banks
-        self._policy = policy
-        self._policy_name = policy_name
+        self._augmentation = augmentation
         self._policy_key = policy_key
-        self.varies = varies
-        self._dataset_key = dataset_key
         self._inputs = inputs
         self.layout = layout
         self._keep = keep
@@ -74,11 +65,17 @@ class Images:
 
     def view(self, epoch: int) -> int:
         """Return which view of the training images an epoch, counted from 0, shows."""
-        return epoch if self.varies else 0
+        return epoch % self.views(epoch + 1)
+
+    def views(self, epochs: int) -> int:
+        """Return how many views of the training images so many epochs show."""
+        return min(epochs, self._augmentation.views or epochs)
 
     def key(self, split: str, view: int) -> str:
         """Name the pixels that `fetch` gives, in the order of the rows."""
-        made = [self._policy_name, self._policy_key, self._dataset_key, view] if split == "train" else []
+        augmentation = self._augmentation
+        drawn = [augmentation.name, self._policy_key, augmentation.dataset_key, view]
+        made = drawn if split == "train" else []
         return digest([self._banks[split].content, dataclasses.asdict(self._inputs), made])
 
     @property
@@ -98,7 +95,7 @@ class Images:
 
     def _proven(self, split: str, view: int, rows: Sequence[int]) -> ResidentBank | None:
         """Return the images of a split on the device, if batches made there have the same pixels."""
-        if split == "train" and read_policy(self._policy) is None:
+        if split == "train" and read_policies(self._augmentation) is None:
             return None
         try:
             resident = self._keep(split)
@@ -116,13 +113,13 @@ class Images:
         """Make images on the device; None where the policy cannot be run there."""
         if split != "train":
             return resident.eval_batch(rows, self._inputs.size)
-        return resident.train_batch(rows, view, self._policy, self._policy_name, self._dataset_key)
+        return resident.train_batch(rows, view, self._augmentation)
 
     def _draw(self, split: str, view: int, rows: Sequence[int]) -> Tensor:
         """Make images on the CPU, one by one."""
         if split != "train":
             return eval_batch(self._banks[split], rows, self._inputs.size)
-        return train_batch(self._banks[split], rows, view, self._policy, self._policy_name, self._dataset_key)
+        return train_batch(self._banks[split], rows, view, self._augmentation)
 
 
 class Reader(Protocol):

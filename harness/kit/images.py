@@ -12,7 +12,7 @@ import numpy as np
 from harness.errors import DataError
 from harness.isolation import seed_all
 from harness.kit.component import require
-from harness.specs import AugmentationSpec, DatasetSpec, InputSpec, Sample
+from harness.specs import AugmentationSpec, DatasetSpec, InputSpec, Policy, Sample
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,12 +70,12 @@ def keeps_the_form_of_images(spec: AugmentationSpec) -> None:
     import torch
 
     for size in (32, 47):
-        policy = spec.build(InputSpec(size=size))
+        policies = _policies(spec, size)
         for label, image in _pictures().items():
-            for seed in range(4):
+            for seed in range(max(4, len(policies))):
                 seed_all(seed)
                 given = image.clone()
-                result = policy(given)
+                result = policies[seed % len(policies)](given)
                 require(
                     isinstance(result, torch.Tensor), f"{label} became a {type(result).__name__}, no tensor"
                 )
@@ -86,16 +86,27 @@ def keeps_the_form_of_images(spec: AugmentationSpec) -> None:
 
 
 def repeats_itself_from_a_seed(spec: AugmentationSpec) -> None:
-    """Check that seeded generators alone decide what an image becomes."""
+    """Check that seeded generators alone decide what an image becomes; where views are counted, nothing."""
     import torch
 
-    policy = spec.build(InputSpec(size=32))
+    policies, again = _policies(spec, 32), _policies(spec, 32)
+    draws = not isinstance(spec.build(InputSpec(size=32)), tuple)
     for label, image in _pictures().items():
-        results = []
-        # What was drawn in between must not matter, nor which object draws.
-        for again in (policy, policy, spec.build(InputSpec(size=32))):
-            seed_all(3)
-            results.append(again(image.clone()))
-            policy(image.clone())
-        same = all(torch.equal(results[0], other) for other in results)
-        require(same, f"{label} becomes another one though all generators have the same seed")
+        for first, second in zip(policies, again, strict=True):
+            results = []
+            # What was drawn in between must not matter, nor which object draws.
+            for number, policy in enumerate((first, first, second)):
+                seed_all(3 if draws else number)
+                results.append(policy(image.clone()))
+                first(image.clone())
+            same = all(torch.equal(results[0], other) for other in results)
+            state = "all generators have the same seed" if draws else "policies of a tuple draw nothing"
+            require(same, f"{label} becomes another one though {state}")
+
+
+def _policies(spec: AugmentationSpec, size: int) -> tuple[Policy, ...]:
+    built = spec.build(InputSpec(size=size))
+    policies = built if isinstance(built, tuple) else (built,)
+    usable = bool(policies) and all(map(callable, policies))
+    require(usable, f"build returns {type(built).__name__}, neither a function nor a tuple of some")
+    return policies

@@ -20,21 +20,36 @@ class PeerHalvingPruner(optuna.pruners.SuccessiveHalvingPruner):
     know how long that is, would end trials shortly before their end: little is saved, and while the learning
     rate is still high their scores say next to nothing about where they come out.
 
+    A backbone without a whole training goes on where other backbones are still wanted: the finalists are the
+    best trial of each, and a comparison has a row for each.
+
     Args:
         epochs: Of a whole training.
         min_resource: Epochs before the first rung.
         reduction_factor: Of its peers, one trial in so many goes on beyond a rung.
+        backbones: That are to have a trial that came to its end, at least.
     """
 
-    def __init__(self, *, epochs: int, min_resource: int, reduction_factor: int) -> None:
+    def __init__(self, *, epochs: int, min_resource: int, reduction_factor: int, backbones: int) -> None:
         super().__init__(min_resource=min_resource, reduction_factor=reduction_factor)
         self._last_rung = epochs // reduction_factor
+        self._backbones = backbones
 
     def prune(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> bool:
         """Say whether a trial is to end at its last reported epoch."""
         if trial.last_step is None or trial.last_step > self._last_rung:
             return False
-        return super().prune(cast(optuna.Study, _Peers(study, trial)), trial)
+        # Asked in any case, for it notes the score with which later trials are compared.
+        is_behind = super().prune(cast(optuna.Study, _Peers(study, trial)), trial)
+        return is_behind and not self._is_wanted(study, trial)
+
+    def _is_wanted(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> bool:
+        # Where one backbone is all there is, it is no parameter.
+        if "backbone" not in trial.params:
+            return False
+        ended = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
+        whole = {other.params.get("backbone") for other in ended}
+        return len(whole) < self._backbones and trial.params["backbone"] not in whole
 
 
 class PreparedHyperbandPruner(optuna.pruners.HyperbandPruner):

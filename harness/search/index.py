@@ -95,7 +95,9 @@ class Index:
                 study_name=self._folder.name,
                 storage=storage,
                 direction="maximize",
-                pruner=build_pruner(self._config.search, self._config.train.epochs),
+                pruner=build_pruner(
+                    self._config.search, self._config.train.epochs, self._config.finalize.top
+                ),
                 load_if_exists=True,
             )
         return study, storage

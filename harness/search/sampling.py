@@ -62,7 +62,7 @@ def build_sampler(
         )
 
 
-def build_pruner(search: SearchConfig, epochs: int) -> optuna.pruners.BasePruner:
+def build_pruner(search: SearchConfig, epochs: int, finalists: int) -> optuna.pruners.BasePruner:
     """Return the pruner; its resource is the epoch."""
     import optuna
 
@@ -75,6 +75,6 @@ def build_pruner(search: SearchConfig, epochs: int) -> optuna.pruners.BasePruner
     if search.pruner == "halving":
         from harness.search.halving import PeerHalvingPruner
 
-        return PeerHalvingPruner(epochs=epochs, min_resource=3, reduction_factor=3)
+        return PeerHalvingPruner(epochs=epochs, min_resource=3, reduction_factor=3, backbones=finalists)
     # Judged from the third epoch on, or a third of the way: before it, slow learners look like bad ones.
     return optuna.pruners.MedianPruner(n_startup_trials=STARTUP_TRIALS, n_warmup_steps=max(3, epochs // 3))

@@ -12,16 +12,16 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-def build_none(inputs: InputSpec) -> Callable[[Tensor], Tensor]:
+def build_none(inputs: InputSpec) -> tuple[Callable[[Tensor], Tensor]]:
     """Resize the short side and crop the centre: what evaluation sees."""
+    return (_chain(*_centre(inputs)),)
+
+
+def build_flip(inputs: InputSpec) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    """Show what evaluation sees and its mirror image, in turn."""
     from torchvision.transforms import v2
 
-    # Rounded as evaluation does.
-    side = max(inputs.size, math.floor(inputs.size / inputs.crop))
-    return _chain(
-        v2.Resize(side, interpolation=v2.InterpolationMode(inputs.interpolation), antialias=True),
-        v2.CenterCrop(inputs.size),
-    )
+    return _chain(*_centre(inputs)), _chain(*_centre(inputs), v2.RandomHorizontalFlip(p=1.0))
 
 
 def build_flip_crop(inputs: InputSpec) -> Callable[[Tensor], Tensor]:
@@ -44,6 +44,17 @@ def build_rand_augment(inputs: InputSpec) -> Callable[[Tensor], Tensor]:
         *_flip_crop(inputs),
         v2.RandAugment(num_ops=2, magnitude=9, interpolation=v2.InterpolationMode.BILINEAR),
     )
+
+
+def _centre(inputs: InputSpec) -> list[nn.Module]:
+    from torchvision.transforms import v2
+
+    # Rounded as evaluation does.
+    side = max(inputs.size, math.floor(inputs.size / inputs.crop))
+    return [
+        v2.Resize(side, interpolation=v2.InterpolationMode(inputs.interpolation), antialias=True),
+        v2.CenterCrop(inputs.size),
+    ]
 
 
 def _flip_crop(inputs: InputSpec) -> list[nn.Module]:
@@ -70,8 +81,9 @@ def _chain(*transforms: nn.Module) -> Callable[[Tensor], Tensor]:
 @hookimpl
 def harness_augmentations() -> Iterable[AugmentationSpec]:
     """Yield the policies."""
+    yield AugmentationSpec(name="none", summary="resize and centre crop, as in evaluation", build=build_none)
     yield AugmentationSpec(
-        name="none", summary="resize and centre crop, as in evaluation", build=build_none, varies=False
+        name="flip", summary="as none, and mirrored left to right every other epoch", build=build_flip
     )
     yield AugmentationSpec(
         name="flip-crop", summary="random crop of 35 to 100 % of the area, random flip", build=build_flip_crop
