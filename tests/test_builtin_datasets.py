@@ -168,9 +168,10 @@ def test_archives_put_into_the_folder_by_hand_are_found(tmp_path, monkeypatch):
 @pytest.mark.parametrize("shape", [(40, 60), (37, 150), (32, 32), (20, 25)])
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "nearest"])
 def test_a_policy_returns_a_square_of_the_wanted_size(name, shape, interpolation):
-    policy = POLICIES[name].build(harness.InputSpec(size=32, interpolation=interpolation))
+    built = POLICIES[name].build(harness.InputSpec(size=32, interpolation=interpolation))
+    policies = built if isinstance(built, tuple) else [built] * 3
     pixels = torch.randint(0, 256, (3, *shape), dtype=torch.uint8)
-    for seed in range(3):
+    for seed, policy in enumerate(policies):
         torch.manual_seed(seed)
         result = policy(pixels)
         assert result.dtype == torch.uint8
@@ -179,16 +180,18 @@ def test_a_policy_returns_a_square_of_the_wanted_size(name, shape, interpolation
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_a_policy_depends_on_the_seed_and_on_nothing_else(name, drawn):
-    policy = POLICIES[name].build(INPUTS)
+    built = POLICIES[name].build(INPUTS)
+    policies = built if isinstance(built, tuple) else [built] * 8
     pixels = torch.from_numpy(drawn[0]).permute(2, 0, 1)
 
     def views():
         torch.manual_seed(5)
-        return torch.stack([policy(pixels) for _ in range(8)])
+        return torch.stack([policy(pixels) for policy in policies])
 
     first = views()
     assert torch.equal(views(), first)
     assert (name == "none") == all(torch.equal(view, first[0]) for view in first)
+    assert len(policies) == {"none": 1, "flip": 2}.get(name, 8)
 
 
 def test_no_augmentation_is_what_evaluation_sees(drawn):
@@ -196,7 +199,7 @@ def test_no_augmentation_is_what_evaluation_sees(drawn):
 
     inputs = harness.InputSpec(size=40, crop=0.9)
     banked = prepare(drawn[0], short_side(inputs.size, inputs.crop), inputs.interpolation)
-    assert torch.equal(POLICIES["none"].build(inputs)(banked), centre_crop(banked, 40))
+    assert torch.equal(POLICIES["none"].build(inputs)[0](banked), centre_crop(banked, 40))
 
 
 @pytest.mark.parametrize("name", ["flip-crop", "trivial-augment", "rand-augment"])
