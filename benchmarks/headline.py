@@ -3,16 +3,16 @@
 Both arms search the default study's space with the same epochs, batches, schedule, weight decay and
 augmentation (every other image mirrored), and have one core and the same folder of image files. The plain arm
 is Optuna's TPE around the loop of `plain.py`: no pruning, nothing kept between trials, heads as timm builds
-them. The other is a study with the harness's own
-settings and empty caches, with a share of the time that the plain arm took as its budget; its clock starts
-with the call and has the scan of the data set, the start of the worker and the decoding in it. Its heads
-start from ridge regression, unless `--head-init timm` asks for what is left of the gain without that. A
-trial's score is the macro-F1 on the validation split after its last epoch; pruned trials count for nothing.
+them. The other is a study with the harness's own settings and empty caches, with a share of the time that the
+plain arm took as its budget; its clock starts with the call and has the scan of the data set, the start of
+the worker and the decoding in it. Its heads start from ridge regression, unless `--head-init timm` asks for
+what is left of the gain without that. A trial's score is the macro-F1 on the validation split after its last
+epoch; pruned trials count for nothing.
 
 Scores and seconds of each arm lie in `--work` as JSON lines; running it again goes on with the arms that are
 missing. `--work` gets a plot as well: the best score so far against the seconds. Wants an idle machine.
 
-usage: headline.py [--dataset petals] [--dataset DIR] [--seeds 3] [--trials 40] [--epochs 5] [--share 0.5]
+usage: headline.py [--dataset petals] [--dataset DIR] [--seeds 3] [--trials 40] [--epochs 9] [--share 0.5]
                    [--augmentation flip] [--head-init ridge]
 """
 

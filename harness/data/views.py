@@ -29,8 +29,8 @@ class Augmentation:
 
     Where the views can be counted, an image gets them in turn and begins with one that is drawn for it: of
     two, an image and its mirror image, each epoch shows a half of the images mirrored, and the next one the
-    other half. So each is seen equally often, which trains better than a coin for each epoch (Jordan, 2024,
-    arXiv:2404.00498, section 3.6), and a frozen prefix has two views to run over, not one an epoch.
+    other half (the alternating flip of Jordan, 2024, arXiv:2404.00498, section 3.6). So each is seen equally
+    often, and a frozen prefix has two views to run over, not one an epoch.
 
     Args:
         name: Of the policy.
@@ -59,23 +59,21 @@ class Augmentation:
         return None if self._draws else len(self.policies)
 
     def choose(self, item: Item, view: int) -> int:
-        """Return which of the `policies` makes a view of an image, and seed the global generators for it."""
+        """Return which of the `policies` makes a view of an image; seed what it draws from."""
         if self._draws:
-            self._seed(item, view)
+            seed = self._hash(item, view)
+            # Not torch.manual_seed: it also reaches for every GPU.
+            torch.default_generator.manual_seed(seed)
+            np.random.seed(seed & 0xFFFFFFFF)
+            random.seed(seed)
             return 0
-        if len(self.policies) == 1:
-            return 0
-        return (self._seed(item, 0) + view) % len(self.policies)
+        count = len(self.policies)
+        return (self._hash(item, 0) + view) % count if count > 1 else 0
 
-    def _seed(self, item: Item, view: int) -> int:
+    def _hash(self, item: Item, view: int) -> int:
         parts = self.name, self.dataset_key, item.id, item.sha256, view
         text = "\0".join(str(part) for part in parts)
-        seed = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
-        # Not torch.manual_seed: it also reaches for every GPU.
-        torch.default_generator.manual_seed(seed)
-        np.random.seed(seed & 0xFFFFFFFF)
-        random.seed(seed)
-        return seed
+        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
 def train_batch(bank: Bank, rows: Sequence[int], view: int, augmentation: Augmentation) -> Tensor:
