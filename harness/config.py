@@ -267,7 +267,6 @@ DRAWN = ("petals", "petals-hard", "petals-longtail")
 DEFAULT_STUDY: dict[str, Any] = {
     "schema": SCHEMA,
     "dataset": "petals",
-    "trials": 20,
     "space": {
         "backbone": [
             "test_resnet.formula1",

@@ -232,7 +232,12 @@ def test_broken_toml_in_a_setting_is_said_so(run):
 
 @pytest.mark.parametrize(
     ("flags", "trials", "budget"),
-    [({}, 20, None), ({"budget": "1h30m"}, None, 5400), ({"budget": "90s", "trials": 7}, 7, 90)],
+    [
+        ({}, 20, None),
+        ({"budget": "1h30m"}, None, 5400),
+        ({"settings": ["budget=90s"]}, None, 90),
+        ({"budget": "90s", "trials": 7}, 7, 90),
+    ],
 )
 def test_a_budget_has_no_number_of_trials_unless_one_is_given(flags, trials, budget):
     from harness.cli.settings import study_values

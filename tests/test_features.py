@@ -20,12 +20,13 @@ class Prefix:
         return [torch.zeros(5, 2, 3, device=self._device)]
 
 
-def make(prefix, claim, varies=True):
+def make(prefix, claim, views=None):
     # A device without memory of its own: what is sent there can be told from what is not.
     images = SimpleNamespace(
         labels={"train": torch.zeros(5), "val": torch.zeros(5)},
         device=torch.device("meta"),
-        view=lambda epoch: epoch if varies else 0,
+        view=lambda epoch: epoch % views if views else epoch,
+        views_recur=views is not None,
     )
     return Features(images, prefix, claim)
 
@@ -48,11 +49,14 @@ def test_features_stay_on_the_device_where_they_fit(fits, device):
     assert prefix.asked == [("train", 0), ("val", 0), ("train", 1), ("train", 2)]
 
 
-def test_a_view_that_stays_is_sent_once():
-    prefix = Prefix()
-    features = make(prefix, lambda size: True, varies=False)
-    assert features.train(0) is features.train(7)
-    assert prefix.asked == [("train", 0)]
+def test_views_that_come_again_are_read_and_sent_once():
+    prefix, claims = Prefix(), []
+    features = make(prefix, lambda size: claims.append(size) or True, views=2)
+    first, second = features.train(0), features.train(1)
+    assert features.train(8) is first
+    assert features.train(7) is second
+    assert prefix.asked == [("train", 0), ("train", 1)]
+    assert claims == [5 * 6 * 4] * 2, "each has room of its own"
 
 
 def test_what_was_computed_on_the_device_needs_no_room():

@@ -70,6 +70,19 @@ def test_a_rung_lies_at_least_a_third_below_the_whole_training(study):
     assert judge(long, 0.0, [0.6] * 3 + [0.1] * 24) == 9
 
 
+def test_what_an_earlier_generation_trained_spares_nobody_and_takes_nobodys_place():
+    study = halving(epochs=9, backbones=2)
+    for backbone in ("good", "fair"):
+        judge(study, 0.0, [0.5] * 9, backbone)
+    generation = halving(epochs=9, backbones=2)
+    for trial in study.trials:
+        trial.user_attrs = {"imported_from": "before"}
+        generation.add_trial(trial)
+    assert judge(generation, 0.0, [0.4] * 9, "poor") is None
+    assert judge(generation, 0.0, [0.3] * 9, "good") is None
+    assert judge(generation, 0.0, [0.2] * 9, "fair") == 3
+
+
 def test_as_many_backbones_as_there_are_finalists_come_to_their_end():
     study = halving(epochs=9, backbones=2)
     assert judge(study, 0.0, [0.9] * 9, "good") is None

@@ -70,6 +70,21 @@ def test_evenly_spaced_numbers_come_back_as_the_user_wrote_them(tiny, registry):
     assert seen == set(depths)
 
 
+@pytest.mark.parametrize(
+    ("asked", "depths"),
+    [
+        ([0.0, 0.5, 1.0], (0.0, 0.5, 1.0)),
+        ({"low": 0.0, "high": 1.0, "step": 0.5}, (0.0, 0.5, 1.0)),
+        ({"low": 0.0, "high": 1.0, "step": 0.01}, ()),
+        ({"low": 0.0, "high": 1.0}, ()),
+    ],
+)
+def test_trials_share_activations_where_freeze_depths_come_again(tiny, registry, asked, depths):
+    space = resolve_space(tiny(space={"freeze_depth": asked}), registry)
+    assert space.depths == depths
+    assert space.sharing(30) == (30 / len(space.backbones) / len(depths) if depths else 1.0)
+
+
 def test_a_grid_counts_its_points_and_refuses_what_is_continuous(tiny, registry):
     discrete = resolve_space(tiny(space={"lr": [1e-3, 1e-2], "optimizer": "adamw"}), registry)
     points = discrete.grid_points(seed=0)

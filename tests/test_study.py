@@ -413,6 +413,15 @@ def test_a_study_without_one_complete_trial_ends_with_its_own_error(tiny, regist
     assert list(tmp_path.glob("*/trials/*/error.txt"))
 
 
+def test_a_study_in_which_everything_fails_ends_after_twenty_trials_and_tries_as_many_again(
+    tiny, registry, tmp_path
+):
+    asked = tiny(trials=100, space={"loss": "raising"})
+    for trials in (20, 40):
+        with pytest.raises(NoTrialSucceeded, match=f"without a complete trial, of {trials}"):
+            run_study(asked, registry=registry, runs=tmp_path)
+
+
 def test_a_study_in_which_everything_diverges_is_told_to_learn_more_slowly(tiny, registry, tmp_path):
     study = tiny(trials=1, space={"lr": 1e30, "optimizer": "sgd", "backbone": "wide-net"})
     with pytest.raises(NoTrialSucceeded) as caught:

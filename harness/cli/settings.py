@@ -44,9 +44,6 @@ def study_values(file: Path | None, flags: dict[str, Any]) -> dict[str, Any]:
             if value is None or value == ():
                 continue
             _put(values, [section, key] if section else [key], _lr(value) if key == "lr" else value)
-    if flags.get("budget") is not None and flags.get("trials") is None and file is None:
-        # As many trials as it pays for, whatever the default study asks for.
-        values.pop("trials", None)
     renamed = {"finalists": ["finalize", "top"], "seeds": ["finalize", "seeds"], "weights": ["weights_dir"]}
     for key, path in renamed.items():
         if flags.get(key) is not None:

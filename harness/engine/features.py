@@ -23,20 +23,21 @@ class Features:
     def __init__(self, images: Images, prefix: Prefix, claim: Callable[[int], bool]) -> None:
         self._images = images
         self._prefix = prefix
-        self._train: tuple[int, Tensor] | None = None
+        self._train: dict[int, Tensor] = {}
         self._splits: dict[str, Tensor] = {}
         self._claim = claim
-        self._claimed: dict[str, bool] = {}
+        self._claimed: dict[tuple[str, int], bool] = {}
         self.train_size = len(images.labels["train"])
 
     def train(self, epoch: int) -> Tensor:
         """Return features (N, D) of the training images as augmented in an epoch, counted from 0."""
         view = self._images.view(epoch)
-        if self._train is None or self._train[0] != view:
-            # Not both at a time.
-            self._train = None
-            self._train = view, self._read("train", view)
-        return self._train[1]
+        if view not in self._train:
+            if not self._images.views_recur:
+                # Not two at a time.
+                self._train.clear()
+            self._train[view] = self._read("train", view)
+        return self._train[view]
 
     def split(self, name: str) -> Tensor:
         """Return features (N, D) of a split that is not augmented."""
@@ -54,6 +55,7 @@ class Features:
         if rows.device == self._images.device:
             return rows
         # What does not fit stays a mapped file, of which each epoch sends a copy.
-        if split not in self._claimed:
-            self._claimed[split] = self._claim(rows.nbytes)
-        return send(rows, self._images.device) if self._claimed[split] else rows
+        place = split, view if self._images.views_recur else 0
+        if place not in self._claimed:
+            self._claimed[place] = self._claim(rows.nbytes)
+        return send(rows, self._images.device) if self._claimed[place] else rows

@@ -71,6 +71,11 @@ class Images:
         """Return how many views of the training images so many epochs show."""
         return min(epochs, self._augmentation.views or epochs)
 
+    @property
+    def views_recur(self) -> bool:
+        """Whether there are a few views of the training images, that come in turn."""
+        return self._augmentation.views is not None
+
     def key(self, split: str, view: int) -> str:
         """Name the pixels that `fetch` gives, in the order of the rows."""
         augmentation = self._augmentation

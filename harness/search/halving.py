@@ -6,6 +6,8 @@ from typing import Any, cast
 
 import optuna
 
+from harness.search.sampling import IMPORTED
+
 BANDS = 4
 """Freeze depths are told apart by quarters."""
 
@@ -48,7 +50,9 @@ class PeerHalvingPruner(optuna.pruners.SuccessiveHalvingPruner):
         if "backbone" not in trial.params:
             return False
         ended = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
-        whole = {other.params.get("backbone") for other in ended}
+        # Those of an earlier generation are no finalists of this one.
+        own = [other for other in ended if IMPORTED not in other.user_attrs]
+        whole = {other.params.get("backbone") for other in own}
         return len(whole) < self._backbones and trial.params["backbone"] not in whole
 
 

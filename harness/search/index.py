@@ -14,7 +14,7 @@ from harness.config import StudyConfig
 from harness.errors import StorageError
 from harness.records import TrialRecord
 from harness.search.folder import ImportedTrial, StudyFolder
-from harness.search.sampling import build_pruner
+from harness.search.sampling import IMPORTED, build_pruner
 
 if TYPE_CHECKING:
     import optuna
@@ -148,7 +148,7 @@ class Index:
             params=params,
             distributions=self._folder.space.distributions(),
             intermediate_values=dict(enumerate(imported.values, start=1)),
-            user_attrs={"imported_from": imported.source},
+            user_attrs={IMPORTED: imported.source},
         )
 
 

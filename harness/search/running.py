@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from harness.config import StudyConfig
+from harness.config import DEFAULT_TRIALS, StudyConfig
 from harness.data.manifest import Manifest
 from harness.engine.job import ProbeJob
 from harness.engine.weights import ResolvedWeights
@@ -73,7 +73,7 @@ class RunningStudy:
             search: Run the trials that are missing; without it only the finalising step.
 
         Raises:
-            NoTrialSucceeded: It came to its end without one complete trial.
+            NoTrialSucceeded: It came to its end, or to its 20th trial, without one complete.
             StorageError: The study's files or its database fail.
         """
         with self._index.errors(), self._stop.polled():
@@ -181,11 +181,20 @@ class RunningStudy:
             points=points,
             known=observe_probes(self._space, probes, metric),
         )
-        while told < end and not self._budget.is_spent:
+        before = len(self._trials)
+        while told < end and not self._budget.is_spent and not self._is_hopeless(before):
             begin, stop = rounds.bounds(told)
             told = int(min(stop, end))
             self._run_round(range(begin, told))
             self._budget.check()
+
+    def _is_hopeless(self, before: int) -> bool:
+        """Say whether all trials failed, of which a usual number was run on top of some.
+
+        A night must not be spent on what goes wrong every time. The same command tries as many again.
+        """
+        failed = all(record.state == "failed" for record in self._trials.values())
+        return failed and len(self._trials) - before >= DEFAULT_TRIALS
 
     def _rounds(self) -> Rounds:
         imported = len(self._folder.imports)

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 MODELLED = ("tpe", "gp")
 """Samplers that learn from scores; the others propose the same whatever comes out."""
+IMPORTED = "imported_from"
+"""Attribute of Optuna's trials that are those of an earlier generation: whence."""
 STARTUP_TRIALS = 6
 """Trials before TPE models the scores, and before the median pruner prunes."""
 

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 Value: TypeAlias = str | float
 
+FEW_DEPTHS = 20
+"""Of an interval with steps: of more freeze depths each comes about once, and there is nothing to share."""
+
 # The axes of `SpaceConfig` that name components, and the catalog each is looked up in.
 COMPONENTS = {
     "backbone": "backbone",
@@ -138,18 +141,21 @@ class Space:
 
     @property
     def depths(self) -> tuple[float, ...]:
-        """The freeze depths to choose from; none where they are an interval."""
+        """The freeze depths to choose from; none where they are an interval, or as good as one."""
         axis = next(axis for axis in self.axes if axis.name == "freeze_depth")
-        return tuple(float(value) for value in axis.choices)
+        if not axis.choices and not axis.step:
+            return ()
+        depths = tuple(float(value) for value in itertools.islice(_values(axis), FEW_DEPTHS + 1))
+        return depths if axis.choices or len(depths) <= FEW_DEPTHS else ()
 
     def sharing(self, trials: int | None) -> float:
         """Return how many trials have one backbone and freeze depth, on average; at least 1.
 
         Where a budget bounds a study, nobody knows how many trials it pays for: as many as by default.
         """
-        counts = [len(axis.choices) for axis in self.axes if axis.name in ("backbone", "freeze_depth")]
         # Of an interval of freeze depths each value comes once.
-        return max(1.0, (trials or DEFAULT_TRIALS) / math.prod(counts)) if all(counts) else 1.0
+        places = len(self.backbones) * len(self.depths)
+        return max(1.0, (trials or DEFAULT_TRIALS) / places) if places else 1.0
 
     def to_json(self) -> dict[str, Any]:
         """Return the form that is stored with the study."""
