@@ -25,8 +25,9 @@ import optuna
 import harness
 from harness.config import DEFAULT_STUDY, StudyConfig
 from harness.records import ProbeRecord
+from harness.search.box import Box
 from harness.search.gaussian import GaussianProcess, draw_hyperparameters
-from harness.search.gp import Box, CostAwareGPSampler
+from harness.search.gp import CostAwareGPSampler
 from harness.search.opening import count_opening, observe_probes, plan_opening
 from harness.search.sampling import STARTUP_TRIALS
 from harness.search.space import Space, resolve_space

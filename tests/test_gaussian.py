@@ -3,7 +3,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from harness.search.gaussian import ENOUGH, GaussianProcess, draw_hyperparameters
+from harness.search.gaussian import (
+    ENOUGH,
+    MOST,
+    GaussianProcess,
+    draw_hyperparameters,
+    standardize,
+    thin,
+)
 
 
 def process(inputs, targets, axes=(0,), seed=0):
@@ -73,3 +80,17 @@ def test_weights_add_up_and_of_many_points_some_are_enough_to_weigh_by():
     assert sum(weight for weight, _ in draws) == pytest.approx(1)
     model = GaussianProcess(x, y, (0,), draws)
     assert model.mean(x[:50]) == pytest.approx(y[:50], abs=0.05)
+
+
+def test_where_most_trials_tie_at_the_best_the_others_are_told_from_them():
+    scores = np.array([0.9] * 6 + [0.3, 0.0])
+    standardised = standardize(scores)[0]
+    assert standardised[:6].min() > standardised[6] > standardised[7]
+
+
+def test_of_too_many_scores_the_best_and_some_others_are_learnt_from():
+    scores = np.random.default_rng(0).normal(size=2 * MOST)
+    kept = thin(scores, np.random.default_rng(0))
+    assert len({*kept.tolist()}) == MOST
+    assert {*np.argsort(-scores)[: MOST // 2].tolist()} <= {*kept.tolist()}
+    assert thin(scores[:MOST], np.random.default_rng(0)).tolist() == list(range(MOST))

@@ -8,7 +8,8 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
 
-from harness.search.gp import CostAwareGPSampler, _standardize
+from harness.search import gaussian
+from harness.search.gp import CostAwareGPSampler
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 DEPTHS = (0.0, 0.5, 1.0)
@@ -135,21 +136,59 @@ def test_a_point_that_was_tried_is_proposed_again_only_where_nothing_else_is_lef
     assert study.ask(space).params["freeze_depth"] in DEPTHS
 
 
-def test_pruned_trials_count_with_their_last_score_and_failed_ones_not_at_all():
+def pruned(params, curve):
+    return optuna.trial.create_trial(
+        state=TrialState.PRUNED,
+        params=params,
+        distributions=SPACE,
+        intermediate_values=dict(enumerate(curve, start=1)),
+    )
+
+
+def test_pruned_trials_count_with_their_last_score_where_nothing_went_on_and_failed_ones_not_at_all():
     study = history(make(0), points=[])
     for params in draw(12):
-        study.add_trial(
-            optuna.trial.create_trial(
-                state=TrialState.PRUNED,
-                params=params,
-                distributions=SPACE,
-                intermediate_values={1: 0.99, 2: worth(params)},
-            )
-        )
+        study.add_trial(pruned(params, [0.99, worth(params)]))
     same = history(make(0))
     failed = optuna.trial.create_trial(state=TrialState.FAIL, params=draw(1)[0], distributions=SPACE)
     same.add_trial(failed)
     assert ask(study) == ask(same)
+
+
+def test_the_early_score_of_a_pruned_trial_does_not_speak_against_what_learns_slowly_and_ends_well():
+    def early(params):
+        """The more trains, the slower."""
+        return 0.2 + 0.5 * params["freeze_depth"]
+
+    def value(params):
+        return worth(params) - 0.5 * params["freeze_depth"]
+
+    study = optuna.create_study(direction="maximize", sampler=make(0))
+    for place, params in enumerate(draw(24, seed=4)):
+        if place % 3:
+            study.add_trial(pruned(params, [early(params)]))
+        else:
+            values = {1: early(params), 2: value(params)}
+            study.add_trial(
+                optuna.trial.create_trial(
+                    params=params, distributions=SPACE, value=values[2], intermediate_values=values
+                )
+            )
+    assert ask(study)["freeze_depth"] < 1.0
+
+
+def test_a_proposal_after_thousands_of_trials_takes_no_more_than_one_after_hundreds(monkeypatch):
+    sizes = []
+    fit = gaussian.GaussianProcess.__init__
+
+    def counted(self, inputs, *rest):
+        sizes.append(len(inputs))
+        fit(self, inputs, *rest)
+
+    monkeypatch.setattr(gaussian.GaussianProcess, "__init__", counted)
+    monkeypatch.setattr(gaussian, "MOST", 30)
+    ask(history(make(0), draw(100)))
+    assert max(sizes) == 30
 
 
 def test_what_is_known_beside_the_trials_moves_the_proposals():
@@ -180,9 +219,3 @@ def test_a_search_that_has_converged_looks_elsewhere_instead_of_training_the_sam
     late = [trial.params for trial in study.get_trials()[-12:]]
     places = {(p["backbone"], p["freeze_depth"], round(math.log10(p["lr"]))) for p in late}
     assert len(places) >= 4
-
-
-def test_where_most_trials_tie_at_the_best_the_others_are_told_from_them():
-    scores = np.array([0.9] * 6 + [0.3, 0.0])
-    standardised = _standardize(scores)
-    assert standardised[:6].min() > standardised[6] > standardised[7]

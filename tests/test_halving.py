@@ -89,3 +89,30 @@ def test_as_many_backbones_as_there_are_finalists_come_to_their_end():
     assert judge(study, 0.0, [0.5] * 9, "fair") is None, "the first of its backbone"
     assert judge(study, 0.0, [0.6] * 9, "fair") == 3
     assert judge(study, 0.0, [0.4] * 9, "poor") == 3, "two have come to their end"
+
+
+def test_a_trial_that_is_behind_goes_on_where_it_is_foreseen_to_end_among_the_best():
+    study = halving(epochs=9)
+
+    def run(optimizer, lr, values):
+        study.enqueue_trial({"optimizer": optimizer, "lr": lr})
+        trial = study.ask()
+        trial.suggest_categorical("optimizer", ["adamw", "sgd"])
+        trial.suggest_float("lr", 1e-3, 1e-1, log=True)
+        for epoch, value in enumerate(values, start=1):
+            trial.report(value, step=epoch)
+            if trial.should_prune():
+                study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+                return epoch
+        study.tell(trial, values[-1])
+        return None
+
+    def slow(luck):
+        return [0.6 + luck] * 3 + [0.95 + luck / 4] * 6
+
+    for place in range(3):
+        assert run("adamw", 10 ** (-2 + place / 5), slow(0.01 * place)) is None
+    for place in range(8):
+        assert run("sgd", 10 ** (-2 + place / 9), [0.8 + 0.005 * place] * 9) is None
+    assert run("adamw", 1.2e-2, slow(0.01)) is None
+    assert run("sgd", 1.2e-2, [0.75] * 9) == 3

@@ -23,6 +23,11 @@ IGNORED = 1e-2
 """Weight, relative to the largest, below which a draw does not count."""
 ENOUGH = 200
 """Points that tell the hyperparameters apart; more would only take longer."""
+MOST = 400
+"""Points that a model learns from: its time grows with their cube."""
+REACH = 2.0
+"""A score further below the median than so many times the distance from there to the best is as good as that:
+a trial that diverged must not stretch the scale on which the good ones differ."""
 
 
 def draw_hyperparameters(
@@ -51,6 +56,25 @@ def draw_hyperparameters(
     weights[weights < IGNORED] = 0.0
     weights /= weights.sum()
     return [(weight, hyper) for weight, hyper in zip(weights.tolist(), hypers, strict=True) if weight]
+
+
+def standardize(scores: Floats) -> tuple[Floats, float, float]:
+    """Return scores of mean 0 and deviation 1, the far too low ones raised, with that mean and deviation."""
+    median = np.median(scores)
+    reach = REACH * (scores.max() - median)
+    # Where most are as good as the best there is no such distance, and the others are to be told from them.
+    raised = np.maximum(scores, median - reach) if len(scores) > 2 and reach > 0 else scores
+    middle, spread = float(raised.mean()), float(raised.std()) or 1.0
+    return (raised - middle) / spread, middle, spread
+
+
+def thin(scores: Floats, rng: np.random.Generator) -> npt.NDArray[np.int64]:
+    """Return the places of the scores to learn from: all, or the best and some of the others."""
+    order = np.argsort(-scores, kind="stable")
+    if len(order) > MOST:
+        best, others = np.split(order, [MOST // 2])
+        order = np.concatenate([best, rng.choice(others, MOST - len(best), replace=False)])
+    return np.sort(order)
 
 
 class GaussianProcess:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import Any, cast
 
 import optuna
+from optuna.trial import TrialState
 
+from harness.search.box import Box
+from harness.search.foresight import foresee
 from harness.search.sampling import IMPORTED
 
 BANDS = 4
@@ -22,6 +25,9 @@ class PeerHalvingPruner(optuna.pruners.SuccessiveHalvingPruner):
     know how long that is, would end trials shortly before their end: little is saved, and while the learning
     rate is still high their scores say next to nothing about where they come out.
 
+    Nor is a score at a rung all there is to go by: a large learning rate is behind at first. A trial that is
+    behind goes on where it is foreseen to end among the best third of all.
+
     A backbone without a whole training goes on where other backbones are still wanted: the finalists are the
     best trial of each, and a comparison has a row for each.
 
@@ -35,6 +41,7 @@ class PeerHalvingPruner(optuna.pruners.SuccessiveHalvingPruner):
     def __init__(self, *, epochs: int, min_resource: int, reduction_factor: int, backbones: int) -> None:
         super().__init__(min_resource=min_resource, reduction_factor=reduction_factor)
         self._last_rung = epochs // reduction_factor
+        self._factor = reduction_factor
         self._backbones = backbones
 
     def prune(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> bool:
@@ -43,17 +50,35 @@ class PeerHalvingPruner(optuna.pruners.SuccessiveHalvingPruner):
             return False
         # Asked in any case, for it notes the score with which later trials are compared.
         is_behind = super().prune(cast(optuna.Study, _Peers(study, trial)), trial)
-        return is_behind and not self._is_wanted(study, trial)
+        return is_behind and not self._is_wanted(study, trial) and not self._is_promising(study, trial)
 
     def _is_wanted(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> bool:
         # Where one backbone is all there is, it is no parameter.
         if "backbone" not in trial.params:
             return False
-        ended = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
+        ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         # Those of an earlier generation are no finalists of this one.
         own = [other for other in ended if IMPORTED not in other.user_attrs]
         whole = {other.params.get("backbone") for other in own}
         return len(whole) < self._backbones and trial.params["backbone"] not in whole
+
+    def _is_promising(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> bool:
+        # Where nothing varies there is nothing to tell one from another by.
+        if not trial.params:
+            return False
+        others = [
+            other for other in study.get_trials(deepcopy=False) if other.params.keys() == trial.params.keys()
+        ]
+        whole = [other for other in others if other.state == TrialState.COMPLETE]
+        ended = [
+            other for other in others if other.state == TrialState.PRUNED and other.last_step is not None
+        ]
+        own, *foreseen = foresee(Box(dict(sorted(trial.distributions.items()))), whole, [trial, *ended])
+        if own is None:
+            return False
+        finals = [other.value for other in whole] + foreseen
+        ahead = sum(final is not None and final > own for final in finals)
+        return ahead < max(1, (1 + len(finals)) // self._factor)
 
 
 class PreparedHyperbandPruner(optuna.pruners.HyperbandPruner):

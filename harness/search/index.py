@@ -14,7 +14,7 @@ from harness.config import StudyConfig
 from harness.errors import StorageError
 from harness.records import TrialRecord
 from harness.search.folder import ImportedTrial, StudyFolder
-from harness.search.sampling import IMPORTED, build_pruner
+from harness.search.sampling import FAILED, IMPORTED, build_pruner
 
 if TYPE_CHECKING:
     import optuna
@@ -114,7 +114,7 @@ class Index:
             study.tell(trial, record.curve[-1].value(record.metric))
             return
         if record.state == "failed":
-            trial.report(0.0, step=1 + len(record.curve))
+            trial.report(FAILED, step=1 + len(record.curve))
         study.tell(trial, state=optuna.trial.TrialState.PRUNED)
 
     def _recorded(self, record: TrialRecord) -> optuna.trial.FrozenTrial:
@@ -125,7 +125,7 @@ class Index:
         values = [epoch.value(record.metric) for epoch in record.curve]
         is_complete = record.state == "complete"
         state, value = (states.COMPLETE, values[-1]) if is_complete else (states.PRUNED, None)
-        values += [0.0] if record.state == "failed" else []
+        values += [FAILED] if record.state == "failed" else []
         params = dict(record.search.params) if record.search else {}
         distributions = self._folder.space.distributions()
         return optuna.trial.create_trial(

@@ -16,6 +16,8 @@ MODELLED = ("tpe", "gp")
 """Samplers that learn from scores; the others propose the same whatever comes out."""
 IMPORTED = "imported_from"
 """Attribute of Optuna's trials that are those of an earlier generation: whence."""
+FAILED = 0.0
+"""Score of a trial that failed."""
 STARTUP_TRIALS = 6
 """Trials before TPE models the scores, and before the median pruner prunes."""
 
