@@ -334,3 +334,11 @@ def test_a_model_that_takes_one_size_says_so_and_refuses_others():
     assert not torchvision_spec("squeezenet1_0").fixed_size
     with pytest.raises(UsageError, match="224 px only"):
         torchvision_spec("vit_b_16").build(5, None, 64)
+
+
+@pytest.mark.parametrize("name", ["vit_b_16", "vit_h_14"])
+def test_a_model_of_one_size_is_built_for_that_size(name):
+    spec = torchvision_spec(name)
+    with torch.device("meta"):
+        model = spec.build(5, None, spec.input.size)
+        assert model(torch.zeros(1, 3, spec.input.size, spec.input.size)).shape == (1, 5)

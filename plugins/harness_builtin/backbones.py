@@ -267,6 +267,9 @@ def build_torchvision(
     if only_size and image_size != only_size:
         raise UsageError(f"backbone {name!r} takes images of {only_size} px only, not {image_size}")
     options: dict[str, Any] = {}
+    if name.startswith("vit_"):
+        # Its own default is 224, whatever size the weights are for.
+        options = {"image_size": image_size}
     if name == "googlenet":
         # Its weights expect inputs that it renormalises. The auxiliary classifiers only help from scratch.
         options = {"aux_logits": False, "transform_input": True, "init_weights": weights is None}
