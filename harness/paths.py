@@ -37,4 +37,4 @@ def home() -> Path:
 
 def runs() -> Path:
     """Return the folder of studies: `HARNESS_RUNS`, or `runs` in the current folder."""
-    return expand(os.environ.get("HARNESS_RUNS", "runs")).absolute()
+    return expand(os.environ.get("HARNESS_RUNS") or "runs").absolute()

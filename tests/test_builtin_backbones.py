@@ -138,12 +138,28 @@ def test_a_model_takes_images_of_the_size_it_was_built_for(checkpoint, name, siz
         assert same == (size == 160)
 
 
-def test_a_checkpoint_that_keeps_its_tensors_elsewhere_says_what_it_holds(tmp_path):
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ({"model": "test_resnet", "epoch": 3}, "at its top are epoch, model"),
+        ({}, "it is empty"),
+        ([torch.zeros(2)], "it is a list"),
+    ],
+)
+def test_a_checkpoint_without_named_tensors_says_what_it_holds(tmp_path, content, why):
     file = tmp_path / "weights.pt"
-    torch.save({"epoch": 3, "model_state_dict": {"weight": torch.zeros(2)}}, file)
+    torch.save(content, file)
     with pytest.raises(WeightsError, match="holds no tensors") as caught:
         timm_spec("test_resnet").build(5, file, 160)
-    assert caught.value.why == "at its top are epoch, model_state_dict"
+    assert caught.value.why == why
+
+
+def test_a_network_that_was_saved_as_a_whole_is_refused_with_what_to_do(tmp_path):
+    torch.save(timm.create_model("test_resnet"), tmp_path / "whole.pth")
+    with pytest.raises(WeightsError, match="cannot be read") as caught:
+        timm_spec("test_resnet").build(5, tmp_path / "whole.pth", 160)
+    assert "a Python object, timm.models.resnet.ResNet" in caught.value.why
+    assert "state_dict()" in caught.value.fixes[0]
 
 
 def test_a_size_that_an_architecture_cannot_take_is_refused():
@@ -266,14 +282,74 @@ def test_a_checkpoint_that_would_run_code_is_refused_and_runs_none(tmp_path):
     assert not trace.exists()
 
 
-def test_a_training_checkpoint_of_a_wrapped_model_is_unwrapped(checkpoint, tmp_path):
-    source, _ = checkpoint("test_resnet")
-    state = {f"module.{key}": value for key, value in source.state_dict().items()}
-    torch.save({"state_dict": state, "epoch": 3}, tmp_path / "training.pth")
+def below(prefix, state):
+    return {f"{prefix}{key}": value for key, value in state.items()}
 
+
+WRAPPINGS = {
+    "DistributedDataParallel": lambda state: {"state_dict": below("module.", state), "epoch": 3},
+    "torch.compile": lambda state: below("_orig_mod.", state),
+    "AveragedModel": lambda state: {**below("module.", state), "n_averaged": torch.tensor(3)},
+    "Lightning": lambda state: {"state_dict": {**below("model.", state), "criterion.weight": torch.ones(3)}},
+    "two wrappers": lambda state: {"state_dict": below("model.module.", state)},
+    "a detector's backbone": lambda state: {**below("backbone.", state), "neck.weight": torch.ones(3)},
+    "a key of its own": lambda state: {"model": "test_resnet", "weights": state},
+    "a tutorial": lambda state: {"model_state_dict": state, "optimizer_state_dict": {"state": {0: {}}}},
+    "keys in keys": lambda state: {"model": {"state_dict": state}},
+    "timm's averages": lambda state: {"state_dict": {"fc.bias": torch.ones(3)}, "state_dict_ema": state},
+}
+
+
+@pytest.mark.parametrize("wrapping", WRAPPINGS)
+def test_a_checkpoint_of_a_wrapped_network_is_unwrapped(checkpoint, tmp_path, wrapping):
+    source, plain = checkpoint("test_resnet")
+    torch.save(WRAPPINGS[wrapping](source.state_dict()), tmp_path / "training.pth")
+
+    def build(file):
+        torch.manual_seed(3)
+        return timm_spec("test_resnet").build(5, file, 64).state_dict()
+
+    got, expected = build(tmp_path / "training.pth"), build(plain)
+    assert all(torch.equal(got[key], expected[key]) for key in expected)
+
+
+def test_a_model_of_torchvisions_is_unwrapped_too(tmp_path):
+    import torchvision
+
+    source = torchvision.models.get_model("mnasnet0_5", weights=None)
+    torch.save({"state_dict": below("net.", source.state_dict())}, tmp_path / "training.pth")
+    model = torchvision_spec("mnasnet0_5").build(5, tmp_path / "training.pth", 64)
+    assert torch.equal(model.layers[0].weight, source.layers[0].weight)
+
+
+def test_of_two_networks_in_a_checkpoint_that_fit_none_is_guessed(checkpoint, tmp_path):
+    state = checkpoint("test_resnet")[0].state_dict()
+    torch.save({**below("teacher.", state), **below("student.", state)}, tmp_path / "training.pth")
+    with pytest.raises(WeightsError, match="more than once") as caught:
+        timm_spec("test_resnet").build(5, tmp_path / "training.pth", 64)
+    assert caught.value.why == "the entries below teacher. and below student. fit"
+
+
+def test_the_one_network_of_a_checkpoint_that_fits_is_taken(checkpoint, tmp_path):
+    source = checkpoint("test_resnet")[0].state_dict()
+    deeper = {**source, "layer4.9.conv1.weight": torch.zeros(1)}
+    state = {**below("a.", deeper), **below("b.", source), **below("c.", deeper)}
+    torch.save(state, tmp_path / "training.pth")
     model = timm_spec("test_resnet").build(5, tmp_path / "training.pth", 64)
+    assert torch.equal(model.conv1[0].weight, source["conv1.0.weight"])
 
-    assert torch.equal(model.conv1[0].weight, source.conv1[0].weight)
+
+def test_a_wrapped_network_that_does_not_fit_is_refused_for_what_it_lacks(checkpoint, tmp_path):
+    state = below("model.", checkpoint("test_resnet")[0].state_dict())
+    del state["model.bn1.running_mean"]
+    file = tmp_path / "training.pth"
+    torch.save(state, file)
+    with pytest.raises(WeightsError, match="1 of 90 entries are not in the file: bn1") as caught:
+        timm_spec("test_resnet").build(5, file, 64)
+    assert caught.value.where == f"{file}: model.*"
+    torch.save({"net.0.weight": torch.zeros(2)}, file)
+    with pytest.raises(WeightsError, match=r"\.\.\.; it has net\.0\.weight instead"):
+        timm_spec("test_resnet").build(5, file, 64)
 
 
 def test_timms_own_loader_is_back_after_a_load_that_failed(checkpoint):
@@ -334,3 +410,10 @@ def test_a_model_that_takes_one_size_says_so_and_refuses_others():
     assert not torchvision_spec("squeezenet1_0").fixed_size
     with pytest.raises(UsageError, match="224 px only"):
         torchvision_spec("vit_b_16").build(5, None, 64)
+
+
+def test_a_model_of_one_size_is_built_for_that_size():
+    spec = torchvision_spec("vit_h_14")
+    with torch.device("meta"):
+        model = spec.build(5, None, spec.input.size)
+        assert model(torch.zeros(1, 3, spec.input.size, spec.input.size)).shape == (1, 5)

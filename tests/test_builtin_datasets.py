@@ -150,7 +150,14 @@ def test_sets_in_memory_are_named_by_number(tmp_path, monkeypatch, name, upstrea
     assert all(isinstance(sample.image, np.ndarray) and sample.image.dtype == np.uint8 for sample in samples)
 
 
-def test_archives_put_into_the_folder_by_hand_are_found(tmp_path, monkeypatch):
+@pytest.mark.parametrize("links", [True, False])
+def test_archives_put_into_the_folder_by_hand_are_found(tmp_path, monkeypatch, links):
+    def refuse(*_):
+        raise OSError("no links on this file system")
+
+    if not links:
+        monkeypatch.setattr("pathlib.Path.hardlink_to", refuse)
+
     class Upstream:
         def __init__(self, root, *arguments, download):
             assert (root / "eurosat" / "EuroSAT.zip").read_text() == "mine"

@@ -90,6 +90,18 @@ def test_clear_removes_decoded_images_when_asked(harness_cli, bank):
     assert [path.name for path in bank.iterdir() if path.is_dir()] == []
 
 
+def test_clear_removes_scans_with_the_decoded_images(harness_cli, tmp_path):
+    scan = tmp_path / "home" / "scan" / "0.json"
+    scan.parent.mkdir(parents=True)
+    scan.write_bytes(bytes(3000))
+    harness_cli("cache", "clear")
+    assert scan.exists()
+    code, out, _ = harness_cli("cache", "clear", "--bank")
+    assert code == 0
+    assert "removed      3.0 kB of scans" in out
+    assert not scan.exists()
+
+
 def test_clear_of_empty_caches(harness_cli):
     code, out, _ = harness_cli("cache", "clear", "--bank")
     assert code == 0

@@ -231,6 +231,23 @@ def test_info_of_a_folder_reads_no_image(data, photos):
     assert document["classes"] == ["cat", "dog"]
 
 
+def test_info_and_check_name_a_csv_alike(data, photos):
+    rows = "".join(f"{label}/{index}.png,{label}\n" for label in ("cat", "dog") for index in range(8))
+    for csv, name in (("pets.csv", "pets"), ("labels.csv", "photos")):
+        (photos / csv).write_text("file,label\n" + rows)
+        for verb in ("info", "check"):
+            _, out, _ = data(verb, photos / csv, "--json")
+            assert json.loads(out)["name"] == name
+
+
+@pytest.mark.parametrize("verb", ["get", "check", "info"])
+def test_an_empty_name_is_not_the_current_folder(data, photos, monkeypatch, verb):
+    monkeypatch.chdir(photos)
+    code, _, err = data(verb, "")
+    assert code == 2
+    assert "a data set has an empty name" in err
+
+
 @pytest.mark.slow
 def test_list_and_check_import_nothing_heavy(photos):
     script = (

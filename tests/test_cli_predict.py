@@ -70,6 +70,19 @@ def test_the_class_of_an_image_is_its_folder_wherever_one_stands(harness_cli, st
         assert "macro-F1" in err
 
 
+def test_folders_outside_of_those_that_are_given_name_no_class(harness_cli, study, photos, tmp_path):
+    inside = tmp_path / "class 2" / "garage" / "2019"
+    inside.mkdir(parents=True)
+    (photos / "test" / "class 0" / "0.png").rename(inside / "0.png")
+    predict = ("-p", "tiny_plugin", "predict", "photos")
+    for image in (inside, inside.parent, inside / "0.png"):
+        code, out, err = harness_cli(*predict, image, "--score")
+        assert (code, out) == (5, "")
+        assert "folder '2019' is no class of the model" in err
+    code, _, err = harness_cli(*predict, inside.parents[1], "--score")
+    assert code == 0, err
+
+
 def test_predict_prints_probabilities_as_json(harness_cli, study, photos):
     image = photos / "test" / "class 0" / "0.png"
     code, out, _ = harness_cli("-p", "tiny_plugin", "predict", "photos", image, "--format", "json")

@@ -91,6 +91,22 @@ def test_32_bit_values_are_refused() -> None:
     assert "32-bit" in caught.value.why
 
 
+def grey_tiff(bits: int, meaning: int) -> bytes:
+    """A TIFF of 4 x 4 pixels, all bits set."""
+    data = b"\xff" * (16 * bits // 8)
+    tags = {256: 4, 257: 4, 258: bits, 259: 1, 262: meaning, 273: 122, 277: 1, 278: 4, 279: len(data)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + data
+
+
+@pytest.mark.parametrize(("bits", "meaning"), [(12, 1), (16, 0)])
+def test_grey_tiffs_whose_range_pillow_does_not_tell_are_refused(bits: int, meaning: int) -> None:
+    assert decode(grey_tiff(16, 1), "x").min() == 255
+    with pytest.raises(DataError, match="cannot be read") as caught:
+        decode(grey_tiff(bits, meaning), "x")
+    assert "TIFF of 12 bit, or of 16 bit where zero is white" in caught.value.why
+
+
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
 def test_transparency_is_put_on_white(mode: str) -> None:
     image = Image.new("RGBA", (4, 4), (0, 0, 0, 0))

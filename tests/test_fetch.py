@@ -38,7 +38,7 @@ def read(folder: Path, download: bool) -> list[Sample]:
         (folder / "images").mkdir(parents=True)
         (folder / "images" / "half").write_text("")
         if not (folder / "archive").exists():
-            raise urllib.error.URLError("Name or service not known")
+            raise urllib.error.URLError(f"{folder}: Name or service not known")
     return [Sample(id="a", label="a", image=PIXELS)]
 
 
@@ -100,42 +100,91 @@ def test_nothing_is_downloaded_unasked(tmp_path: Path) -> None:
 def test_a_failed_download_leaves_nothing_that_confuses_the_next_run(tmp_path: Path, server: str) -> None:
     with pytest.raises(DataError) as caught:
         fetch(spec(read, f"{server}/200"), tmp_path, download=True)
-    assert "Name or service not known" in caught.value.why
+    assert f"{folder_of('beans', tmp_path)}: Name or service not known" in caught.value.why
     assert not folder_of("beans", tmp_path).exists()
     assert not is_present(spec(read), tmp_path)
     with pytest.raises(DataError):
         fetch(spec(read), tmp_path, download=False)
 
 
-def test_a_killed_download_is_cleaned_up_by_the_next_one(tmp_path: Path, server: str) -> None:
-    folder = folder_of("beans", tmp_path)
+@pytest.fixture
+def killed(tmp_path: Path, server: str) -> Path:
+    """What a download that was killed half-way leaves behind: the folder that it was building in."""
+    parts = []
 
-    def killed(folder: Path, download: bool) -> list[Sample]:
+    def build(folder: Path, download: bool) -> list[Sample]:
         if download:
-            marker = module._marker(folder).read_text()
-            (folder / "images").mkdir()
-            (folder / "images" / "half").write_text("")
-            killed.marker = marker
-        raise RuntimeError("gone")
+            parts.append(folder)
+        raise RuntimeError("Dataset not found")
 
     with pytest.raises(DataError):
-        fetch(spec(killed, f"{server}/200"), tmp_path, download=True)
-    # As a kill would have left it.
-    (folder / "images").mkdir(parents=True)
-    (folder / "images" / "half").write_text("")
-    module._marker(folder).write_text(killed.marker)
+        fetch(spec(build, f"{server}/200"), tmp_path, download=True)
+    (part,) = parts
+    assert not part.exists()
+    (part / "images").mkdir(parents=True)
+    (part / "images" / "half").write_text("")
+    (part / "archive").write_text("half")
+    return part
+
+
+def test_a_killed_download_is_cleaned_up_by_the_next_one(tmp_path: Path, server: str, killed: Path) -> None:
     assert not is_present(spec(read), tmp_path)
-    with pytest.raises(DataError, match="not on this machine"):
+    with pytest.raises(DataError, match="not on this machine") as caught:
         fetch(spec(read), tmp_path, download=False)
+    assert caught.value.why == "an earlier download was interrupted, or one is under way"
 
     def whole(folder: Path, download: bool) -> list[Sample]:
         assert not (folder / "images").exists()
-        if not download:
-            raise RuntimeError("Dataset not found")
-        return [Sample(id="b", label="b", image=PIXELS)]
+        if download:
+            (folder / "whole").write_text("")
+        return [Sample(id="b", label=(folder / "whole").read_text() or "b", image=PIXELS)]
 
     assert [sample.id for sample in fetch(spec(whole, f"{server}/200"), tmp_path, download=True)] == ["b"]
-    assert not module._marker(folder).exists()
+    assert not killed.exists()
+    assert [path.name for path in folder_of("beans", tmp_path).iterdir()] == ["whole"]
+
+
+@pytest.mark.parametrize("url", [NOWHERE, "200"])
+def test_files_put_there_after_a_killed_download_are_used_and_stay(
+    tmp_path: Path, server: str, killed: Path, url: str
+) -> None:
+    folder = folder_of("beans", tmp_path)
+    folder.mkdir(parents=True)
+    (folder / "archive").write_text("mine")
+    (folder / "other").write_text("mine too")
+    place = f"{server}/200" if url == "200" else url
+    assert [sample.id for sample in fetch(spec(read, place), tmp_path, download=True)] == ["a"]
+    assert (folder / "archive").read_text() == "mine"
+    assert (folder / "other").read_text() == "mine too"
+    assert (folder / "images").is_dir()
+
+
+def test_a_download_joins_what_was_put_there_by_hand(
+    tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("no links on this file system")
+
+    def build(folder: Path, download: bool) -> list[Sample]:
+        if download:
+            assert (folder / "inner" / "first").read_text() == "mine"
+            (folder / "inner" / "damaged").write_text("whole")
+            (folder / "inner" / "images").mkdir()
+            (folder / "inner" / "images" / "a").write_text("")
+        image = folder / "inner" / "images" / "a"
+        return [Sample(id=image.read_text() or "a", label="a", image=image)]
+
+    for number, link in enumerate((module.os.link, refuse)):
+        monkeypatch.setattr(module.os, "link", link)
+        folder = folder_of("beans", tmp_path / str(number))
+        (folder / "inner").mkdir(parents=True)
+        (folder / "inner" / "first").write_text("mine")
+        (folder / "inner" / "damaged").write_text("half")
+        (sample,) = fetch(spec(build, f"{server}/200"), tmp_path / str(number), download=True)
+        assert sample.image == folder / "inner" / "images" / "a"
+        assert (folder / "inner" / "first").read_text() == "mine"
+        assert (folder / "inner" / "damaged").read_text() == "whole"
+        assert sorted(path.name for path in folder.parent.iterdir()) == [".beans.lock", "beans"]
 
 
 def test_files_put_there_by_hand_suffice_without_a_network_and_survive(tmp_path: Path) -> None:

@@ -21,11 +21,13 @@ def listed(root: Path) -> list[tuple[str, str, str | None]]:
 
 
 def test_one_folder_per_class(tmp_path: Path) -> None:
-    touch(tmp_path, "dog/b.PNG", "cat/a.jpg", "cat/deep/c.TIFF", "cat/notes.txt")
+    touch(tmp_path, "dog/b.PNG", "cat/a.jpg", "cat/deep/c.TIFF", "cat/notes.txt", "dog/b.jfif", "dog/b.ppm")
     assert listed(tmp_path) == [
         ("cat/a.jpg", "cat", None),
         ("cat/deep/c.TIFF", "cat", None),
         ("dog/b.PNG", "dog", None),
+        ("dog/b.jfif", "dog", None),
+        ("dog/b.ppm", "dog", None),
     ]
 
 
@@ -42,6 +44,46 @@ def test_split_folders(tmp_path: Path, val: str) -> None:
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     touch(tmp_path, "train/a.jpg", "bus/b.jpg")
     assert [label for _, label, _ in listed(tmp_path)] == ["bus", "train"]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("Training/glioma/a.jpg", "Testing/glioma/a.jpg"),
+        ("seg_train/seg_train/sea/a.jpg", "seg_test/seg_test/sea/a.jpg", "seg_pred/seg_pred/a.jpg"),
+        ("train/seg_train/sea/a.jpg", "test/seg_test/sea/a.jpg"),
+        ("train/cat.1.jpg", "test1/1.jpg"),
+        ("training_set/cats/a.jpg", "test_set/cats/a.jpg"),
+        ("train2017/a.jpg", "val2017/b.jpg"),
+    ],
+)
+def test_splits_by_other_names_are_not_taken_for_classes(tmp_path: Path, names: tuple[str, ...]) -> None:
+    touch(tmp_path, *names)
+    with pytest.raises(DataError, match="named like splits: ") as caught:
+        read_folder(tmp_path)
+    assert caught.value.where == str(tmp_path)
+    assert "train, val and test" in caught.value.fixes[0]
+
+
+@pytest.mark.parametrize(
+    "labels", [("freight-train", "steam_train"), ("train", "bus"), ("contest", "trainer")]
+)
+def test_classes_may_be_called_much_like_splits(tmp_path: Path, labels: tuple[str, str]) -> None:
+    touch(tmp_path, *(f"{label}/a.jpg" for label in labels))
+    assert {label for _, label, _ in listed(tmp_path)} == set(labels)
+
+
+def test_loose_images_beside_the_classes_of_splits_make_no_classes_of_these(tmp_path: Path) -> None:
+    splits = ("train", "test")
+    touch(tmp_path, *(f"{split}/{name}.jpg" for split in splits for name in ("cat/a", "dog/a", "loose")))
+    assert {(label, split) for _, label, split in listed(tmp_path)} == {
+        (label, split) for label in ("cat", "dog") for split in splits
+    }
+
+
+def test_a_class_called_train_may_have_images_deeper_too(tmp_path: Path) -> None:
+    touch(tmp_path, "train/a.jpg", "train/steam/b.jpg", "bus/c.jpg")
+    assert [label for _, label, _ in listed(tmp_path)] == ["bus", "train", "train"]
 
 
 def test_splits_beside_another_folder_are_refused(tmp_path: Path) -> None:
@@ -145,6 +187,20 @@ def test_a_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
         pytest.skip("the file system refuses such names itself")
     with pytest.raises(DataError, match="UTF-8"):
         read_folder(tmp_path)
+
+
+def test_a_folder_whose_own_path_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    root = tmp_path / "caf\udce9"
+    try:
+        touch(root, "cat/a.jpg")
+    except (OSError, UnicodeEncodeError):
+        pytest.skip("the file system refuses such names itself")
+    (tmp_path / "link").symlink_to(root)
+    for path in (root, tmp_path / "link"):
+        with pytest.raises(DataError, match="a folder name is not valid UTF-8") as caught:
+            read_folder(path)
+        assert caught.value.where == repr(str(root))
+        assert caught.value.fixes == ("rename the folder",)
 
 
 def test_a_missing_folder_is_refused(tmp_path: Path) -> None:

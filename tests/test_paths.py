@@ -19,3 +19,12 @@ def test_the_home_folder_of_nobody_is_named(monkeypatch):
     monkeypatch.setenv("HARNESS_RUNS", "~no-such-user/runs")
     with pytest.raises(UsageError):
         paths.runs()
+
+
+@pytest.mark.parametrize("variable", ["HARNESS_RUNS", "HARNESS_HOME"])
+def test_an_empty_variable_is_as_one_that_is_not_set(monkeypatch, variable):
+    place = {"HARNESS_RUNS": paths.runs, "HARNESS_HOME": paths.home}[variable]
+    monkeypatch.delenv(variable)
+    expected = place()
+    monkeypatch.setenv(variable, "")
+    assert place() == expected

@@ -67,6 +67,20 @@ def test_only_a_changed_image_is_read_again(tmp_path: Path, samples: list[Sample
     assert after[1].problem
 
 
+def test_an_image_that_is_replaced_by_one_of_its_size_and_time_is_read_again(
+    tmp_path: Path, samples: list[Sample]
+) -> None:
+    before = scan(samples, tmp_path / "cache.json")
+    path, other = Path(str(samples[1].image)), tmp_path / "other.png"
+    status = path.stat()
+    other.write_bytes(b"x" * status.st_size)
+    os.utime(other, ns=(status.st_atime_ns, status.st_mtime_ns))
+    other.replace(path)
+    after = scan(samples, tmp_path / "cache.json")
+    assert after[0] == before[0]
+    assert after[1].sha256 != before[1].sha256
+
+
 def test_the_verdict_on_a_bad_image_is_kept_too(
     tmp_path: Path, samples: list[Sample], looks: list[str]
 ) -> None:
@@ -78,7 +92,7 @@ def test_the_verdict_on_a_bad_image_is_kept_too(
     assert looks == []
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"schema": "other"}', '{"schema": "harness.scan/1"}'])
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"schema": "other"}', '{"schema": "harness.scan/2"}'])
 def test_a_damaged_cache_only_costs_time(tmp_path: Path, samples: list[Sample], text: str) -> None:
     (tmp_path / "cache.json").write_text(text)
     assert len(scan(samples, tmp_path / "cache.json")) == 3

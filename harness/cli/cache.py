@@ -55,7 +55,7 @@ def show_cache(as_json: bool) -> None:
 
 
 @command.command("clear")
-@click.option("--bank", "with_bank", is_flag=True, help="Remove decoded images as well.")
+@click.option("--bank", "with_bank", is_flag=True, help="Remove decoded images and scans as well.")
 def clear_cache(with_bank: bool) -> None:
     """Remove the activations that no running study uses.
 
@@ -71,6 +71,7 @@ def clear_cache(with_bank: bool) -> None:
         )
     if with_bank:
         lines.append(f"removed      {_size(_clear_bank(_bank()))} of decoded images")
+        lines.append(f"removed      {_size(_clear_scans(paths.home() / 'scan'))} of scans")
     _say(lines)
 
 
@@ -107,6 +108,13 @@ def _clear_bank(bank: Path) -> int:
                 "decoded images cannot be removed", where=str(folder), why=error.strerror or str(error)
             ) from error
     return before - _bytes(bank)
+
+
+def _clear_scans(folder: Path) -> int:
+    """Remove what is known of images, so that the next study reads them anew; return the bytes freed."""
+    before = _bytes(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+    return before - _bytes(folder)
 
 
 def _bytes(folder: Path) -> int:

@@ -12,7 +12,7 @@ import click
 from harness import paths
 from harness.data.fetch import fetch, folder_of, is_present
 from harness.data.folder import read_folder
-from harness.data.manifest import DatasetCheck, Manifest, SplitRules, check_dataset, resolve
+from harness.data.manifest import DatasetCheck, Manifest, SplitRules, check_dataset, display_name, resolve
 from harness.errors import UsageError
 from harness.registry import Component, Registry, load_registry
 from harness.specs import DatasetSpec
@@ -104,7 +104,7 @@ def show_data(dataset: str, as_json: bool) -> None:
         labels = sorted({sample.label for sample in samples})
         splits = sorted({sample.split for sample in samples if sample.split})
         facts: dict[str, Any] = {
-            "name": found.resolve().name,
+            "name": display_name(found),
             "folder": str(found.absolute()),
             "images": len(samples),
             "classes": labels,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import sys
 import unicodedata
 from collections.abc import Iterator
@@ -48,8 +49,9 @@ def command(
 
     folder = find_finalist(run, runs or paths.runs())
     card = read_card(folder)
-    files = list_images(images)
-    labels = _labels(files, card.classes) if score else []
+    found = list_images(images)
+    files = [file for file, _ in found]
+    labels = _labels(found, card.classes) if score else []
     # Torch takes seconds: what is wrong with the command is said before.
     import numpy as np
 
@@ -116,9 +118,10 @@ def find_finalist(run: str, runs: Path) -> Path:
     return study.folder / best.folder
 
 
-def list_images(paths_: tuple[Path, ...]) -> list[Path]:
+def list_images(paths_: tuple[Path, ...]) -> list[tuple[Path, Path]]:
     """Return files, and all images below folders, sorted, as far as a data set would not pass them over.
 
+    Each comes with the outermost folder that may name its class: the one that was given, or a file's own.
     Symbolic links to images are taken too: nothing is copied from here.
 
     Raises:
@@ -126,7 +129,7 @@ def list_images(paths_: tuple[Path, ...]) -> list[Path]:
     """
     from harness.data.folder import is_hidden, is_image
 
-    found: list[Path] = []
+    found: list[tuple[Path, Path]] = []
     for path in paths_:
         if path.is_dir():
             inside = sorted(
@@ -138,9 +141,9 @@ def list_images(paths_: tuple[Path, ...]) -> list[Path]:
             )
             if not inside:
                 raise DataError(f"found 0 images under {path}", fixes=["name a folder that holds images"])
-            found += inside
+            found += [(file, path) for file in inside]
         elif path.is_file():
-            found.append(path)
+            found.append((path, path.parent))
         else:
             raise DataError(
                 "no such file or folder",
@@ -150,18 +153,22 @@ def list_images(paths_: tuple[Path, ...]) -> list[Path]:
     return found
 
 
-def _labels(files: list[Path], classes: tuple[str, ...]) -> list[int]:
+def _labels(found: list[tuple[Path, Path]], classes: tuple[str, ...]) -> list[int]:
     """Return the classes that files have by the innermost of their folders that is named after one."""
     number = {name: index for index, name in enumerate(classes)}
     labels = []
-    for file in files:
-        folders = [unicodedata.normalize("NFC", part.name) for part in file.absolute().parents]
+    for file, outermost in found:
+        # What lies further out says where the images are, not what they show.
+        depth = len(Path(os.path.normpath(outermost.absolute())).parents)
+        parts = Path(os.path.normpath(file.absolute())).parts[depth:-1]
+        folders = [unicodedata.normalize("NFC", part) for part in reversed(parts)]
         label = next((number[name] for name in folders if name in number), None)
         if label is None:
             raise DataError(
                 f"--score: folder {folders[0]!r} is no class of the model",
                 where=str(file),
                 why=f"its classes are {', '.join(classes[:8])}{' ...' if len(classes) > 8 else ''}",
+                fixes=["name the folder of a class, or the one that holds those of all"],
             )
         labels.append(label)
     return labels

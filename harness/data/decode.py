@@ -26,6 +26,8 @@ Pixels = npt.NDArray[np.uint8]
 # Only decoders for what a photograph comes in: some of Pillow's others start programs.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 _ORIENTATION = 0x0112
+_TIFF_BITS, _TIFF_MEANING = 258, 262
+_WHITE_IS_ZERO = 0
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -116,6 +118,11 @@ def _check_size(width: int, height: int, where: str) -> None:
 def _to_rgb(image: Image.Image, where: str) -> Pixels:
     orientation = _orientation(image)
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        tags = getattr(image, "tag_v2", {})
+        if tags.get(_TIFF_BITS, (16,)) != (16,) or tags.get(_TIFF_MEANING) == _WHITE_IS_ZERO:
+            # Pillow gives both as they lie in the file: almost black, and as a negative.
+            why = "a TIFF of 12 bit, or of 16 bit where zero is white: convert the file to 8 bit"
+            raise _unreadable(where, why)
         grey = _from_16_bit(image)
         rgb = Image.fromarray(np.repeat(grey[:, :, None], 3, axis=2))
     elif image.mode in ("I", "F"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import json
+import os
 import shutil
 import socket
 import sys
@@ -16,7 +16,6 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from harness.documents import write_atomically
 from harness.errors import DataError, HarnessError, PluginError
 from harness.isolation import kept_random_state
 from harness.specs import DatasetSpec, Sample
@@ -36,33 +35,32 @@ def is_present(spec: DatasetSpec, home: Path) -> bool:
     """Tell, without building it, whether a data set's files seem to be here."""
     if not spec.download_url:
         return True
-    folder = folder_of(spec.name, home)
-    return _has_files(folder) and not _marker(folder).exists()
+    return _has_files(folder_of(spec.name, home))
 
 
 def fetch(spec: DatasetSpec, home: Path, *, download: bool) -> list[Sample]:
     """Return the samples of a named data set, downloading it if asked to.
 
-    What a failed or killed download leaves behind is removed, files that were there before it are not.
+    A download is built in a folder of its own, which becomes the data set's when it is complete: what a
+    failed or killed one leaves behind never lies among files that were put there by hand.
 
     Raises:
         DataError: The data are not here and cannot be, or may not be, downloaded.
         PluginError: The plugin yields something else than samples, or fails otherwise.
     """
     folder = folder_of(spec.name, home)
-    marker = _marker(folder)
-    why = "an earlier download was interrupted, or one is under way"
-    if not marker.exists():
-        try:
-            return _build(spec, folder, download=False)
-        except _FAILURES as error:
-            why = _line(error)
-            if "download=True" in why:
-                # torchvision's advice is for Python, not for this command line.
-                why = "no complete copy of its files is there"
+    try:
+        return _build(spec, folder, download=False)
+    except _FAILURES as error:
+        why = _line(error)
     if not download:
+        if _part(folder).exists():
+            why = "an earlier download was interrupted, or one is under way"
+        elif "download=True" in why:
+            # torchvision's advice is for Python, not for this command line.
+            why = "no complete copy of its files is there"
         raise _missing(spec, folder, why)
-    return _download(spec, folder, marker)
+    return _download(spec, folder)
 
 
 def unreachable(url: str, seconds: float = SECONDS) -> str:
@@ -87,33 +85,30 @@ def unreachable(url: str, seconds: float = SECONDS) -> str:
     return answer[0] if answer else f"no answer within {seconds:g} seconds"
 
 
-def _download(spec: DatasetSpec, folder: Path, marker: Path) -> list[Sample]:
+def _download(spec: DatasetSpec, folder: Path) -> list[Sample]:
     from filelock import FileLock
 
+    part = _part(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_name(f".{folder.name}.lock")):
-            if marker.exists():
-                _remove_new(folder, marker)
             # Another process may have finished while this one waited for the lock.
             with contextlib.suppress(*_FAILURES):
                 return _build(spec, folder, download=False)
             why = unreachable(spec.download_url) if spec.download_url else ""
             if why and not _has_files(folder):
                 raise _missing(spec, folder, why, tried=True)
-            before = [str(path.relative_to(folder)) for path in folder.rglob("*")]
-            write_atomically(marker, json.dumps(before))
-            folder.mkdir(exist_ok=True)
             try:
+                _share(folder, part)
                 with _impatient(bool(why)):
-                    samples = _build(spec, folder, download=True)
-            except BaseException:
-                _remove_new(folder, marker)
-                raise
-            marker.unlink()
-            return samples
+                    _build(spec, part, download=True)
+                _move(part, folder)
+            finally:
+                shutil.rmtree(part, ignore_errors=True)
+            return _build(spec, folder, download=False)
     except _FAILURES as error:
-        raise _missing(spec, folder, _line(error), tried=True) from error
+        why = _line(error).replace(str(part), str(folder))
+        raise _missing(spec, folder, why, tried=True) from error
 
 
 def _build(spec: DatasetSpec, folder: Path, *, download: bool) -> list[Sample]:
@@ -145,23 +140,37 @@ def _impatient(active: bool) -> Iterator[None]:
         socket.setdefaulttimeout(before)
 
 
-def _marker(folder: Path) -> Path:
-    """Name the file that lists what was there before a download, and exists only while one runs."""
-    return folder.with_name(f".{folder.name}.incomplete")
+def _part(folder: Path) -> Path:
+    """Name the folder that a download is built in, and that is there only while one runs or after a kill."""
+    return folder.with_name(f".{folder.name}.part")
 
 
-def _remove_new(folder: Path, marker: Path) -> None:
-    before = set(json.loads(marker.read_text(encoding="utf-8")))
-    for path in sorted(folder.rglob("*")):
-        if str(path.relative_to(folder)) in before or not path.exists():
-            continue
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-    if not before and folder.exists():
-        folder.rmdir()
-    marker.unlink()
+def _share(folder: Path, part: Path) -> None:
+    """Begin a part with the files that are there already, in place of what a killed download left."""
+    if part.exists():
+        shutil.rmtree(part)
+    if folder.is_dir():
+        shutil.copytree(folder, part, symlinks=True, copy_function=_link)
+    else:
+        part.mkdir()
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # not every file system has links
+        shutil.copy2(source, target)
+
+
+def _move(source: Path, target: Path) -> None:
+    """Move a folder to another place, whole folders at a time where nothing is there yet."""
+    if not target.exists():
+        source.rename(target)
+    elif source.is_dir() and not source.is_symlink():
+        for entry in list(source.iterdir()):
+            _move(entry, target / entry.name)
+    elif not source.samefile(target):
+        source.replace(target)
 
 
 def _has_files(folder: Path) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -16,7 +17,11 @@ from harness.errors import DataError
 from harness.specs import Sample, Split
 from harness.text import counted
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+# Those that files of the formats that `decode` reads go by.
+EXTENSIONS = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"),
+    *(".ppm", ".pgm", ".pbm", ".pnm"),
+)
 LABELS_FILE = "labels.csv"
 
 _SPLITS: dict[str, Split] = {
@@ -26,6 +31,10 @@ _SPLITS: dict[str, Split] = {
     "validation": "val",
     "test": "test",
 }
+_LIKE_A_SPLIT = re.compile(
+    r"(?:.*[ _.-])?(train|test|val|dev|eval|pred)(?:ing|id|idation|iction)?(?:[ _-]?(?:set|data|images))?\d*",
+    re.IGNORECASE,
+)
 _LAYOUTS = "DIR/<class>/*.jpg, DIR/{train,val,test}/<class>/*.jpg, or a CSV of file,label[,split]"
 _SHOWN = 5
 
@@ -42,11 +51,12 @@ def read_folder(path: Path) -> list[Sample]:
         Samples sorted by id; an id is the NFC form of the path below the folder, with forward slashes.
 
     Raises:
-        DataError: The folder is missing, empty, or in no known layout; a class has no image; the CSV lacks
-            columns, names files that are missing or lie outside its folder, or has an unknown split.
+        DataError: The folder is missing, empty, or in no known layout; a class has no image; a name is not
+            valid UTF-8; the CSV lacks columns, names files that are missing or lie outside its folder, or has
+            an unknown split.
     """
     look_at_folder(path)
-    file = _csv_of(path)
+    file = csv_of(path)
     samples = _read_csv(file) if file else _read_classes(path)
     return sorted(samples, key=lambda sample: sample.id)
 
@@ -55,8 +65,10 @@ def look_at_folder(path: Path) -> None:
     """Check that a CSV file is there, or a folder and an image in it; the first that is found is enough.
 
     Raises:
-        DataError: It is missing, or there is no image.
+        DataError: It is missing, its name is not valid UTF-8, or there is no image.
     """
+    for name in (str(path.absolute()), os.path.realpath(path)):
+        _check_utf8(name, "folder")
     if path.suffix.lower() == ".csv":
         if not path.exists():
             raise DataError("the CSV file does not exist", where=str(path), fixes=["check the path"])
@@ -64,14 +76,14 @@ def look_at_folder(path: Path) -> None:
         what = "is no folder" if path.exists() else "does not exist"
         fixes = ["check the path", f"lay the images out as {_LAYOUTS}"]
         raise DataError(f"the data folder {what}", where=str(path), fixes=fixes)
-    elif not _csv_of(path) and not any(any(_images_below(folder)) for folder in _subfolders(path)):
+    elif not csv_of(path) and not any(any(_images_below(folder)) for folder in _subfolders(path)):
         raise _nothing_found(path)
 
 
 def find_links(path: Path) -> list[Path]:
     """Return the symbolic links to folders and images that `read_folder` leaves out; of a CSV file none."""
     found: list[Path] = []
-    if _csv_of(path):
+    if csv_of(path):
         return found
     for current, folders, files in os.walk(path):
         folders[:] = sorted(name for name in folders if not is_hidden(name))
@@ -80,7 +92,7 @@ def find_links(path: Path) -> list[Path]:
     return found
 
 
-def _csv_of(path: Path) -> Path | None:
+def csv_of(path: Path) -> Path | None:
     """Return the CSV file that lists the images of a path, if one does."""
     if path.suffix.lower() == ".csv":
         return path
@@ -90,7 +102,8 @@ def _csv_of(path: Path) -> Path | None:
 def _read_classes(root: Path) -> list[Sample]:
     top = _subfolders(root)
     parts: list[tuple[Split | None, Path]] = [(None, root)]
-    if any(_is_split_folder(folder) for folder in top):
+    named = all(folder.name.lower() in _SPLITS for folder in top)
+    if any(_is_split_folder(folder, loose=named) for folder in top):
         strange = [folder.name for folder in top if folder.name.lower() not in _SPLITS]
         if strange:
             raise DataError(
@@ -109,6 +122,7 @@ def _read_classes(root: Path) -> list[Sample]:
             samples += [Sample(id=_id(file, root), label=label, image=file, split=split) for file in files]
     if not samples:
         raise _nothing_found(root)
+    _refuse_splits(root, filled)
     if len(filled) == 1 and parts[0][0] is None:
         _refuse_outer(root)
     empty = sorted(label for label, has_images in filled.items() if not has_images)
@@ -141,10 +155,32 @@ def _refuse_outer(root: Path) -> None:
     )
 
 
-def _is_split_folder(folder: Path) -> bool:
-    """Tell `train/<class>/*.jpg` from a class that happens to be called `train`."""
+def _refuse_splits(root: Path, labels: Iterable[str]) -> None:
+    """Name the classes, where they are splits by other names.
+
+    Raises:
+        DataError: They are.
+    """
+    found = {label: _LIKE_A_SPLIT.fullmatch(label) for label in labels}
+    # Of one kind they may be classes after all: `freight-train` and `steam-train`.
+    kinds = {match[1].lower() for match in found.values() if match}
+    if len(kinds) > 1 and all(found.values()):
+        raise DataError(
+            f"the folders of the classes are named like splits: {_first(sorted(found))}",
+            where=str(root),
+            fixes=[
+                "name the splits train, val and test, and give each one folder per class",
+                f"list files, labels and splits in {LABELS_FILE}",
+            ],
+        )
+
+
+def _is_split_folder(folder: Path, *, loose: bool) -> bool:
+    """Tell `train/<class>/*.jpg`, where asked with loose images beside, from a class called `train`."""
     if folder.name.lower() not in _SPLITS:
         return False
+    if loose and any(any(_images_below(inside)) for inside in _subfolders(folder)):
+        return True
     entries = [entry for entry in folder.iterdir() if not is_hidden(entry.name)]
     return any(entry.is_dir() for entry in entries) and not any(is_image(entry.name) for entry in entries)
 
@@ -248,12 +284,16 @@ def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
 
 def _id(file: Path, root: Path) -> str:
     name = _nfc(file.relative_to(root).as_posix())
+    _check_utf8(name, "file")
+    return name
+
+
+def _check_utf8(name: str, what: str) -> None:
     try:
         name.encode()
     except UnicodeEncodeError:
-        fixes = ["rename the file"]
-        raise DataError("a file name is not valid UTF-8", where=repr(name), fixes=fixes) from None
-    return name
+        fixes = [f"rename the {what}"]
+        raise DataError(f"a {what} name is not valid UTF-8", where=repr(name), fixes=fixes) from None
 
 
 def _nfc(text: str) -> str:

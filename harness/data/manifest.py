@@ -12,12 +12,13 @@ from harness import metrics, paths
 from harness.data.audit import SPLITS, Audit, audit
 from harness.data.decode import DECODE, Pixels
 from harness.data.fetch import fetch, folder_of
-from harness.data.folder import LABELS_FILE, find_links, read_folder
+from harness.data.folder import LABELS_FILE, read_folder
+from harness.data.remarks import find_remarks
 from harness.data.scan import Keep, Verdict, scan
 from harness.data.split import SplitRules as SplitRules
 from harness.data.split import split_images
 from harness.documents import digest
-from harness.errors import DataError, UnknownNameError
+from harness.errors import DataError, UnknownNameError, UsageError
 from harness.records import DatasetRecord, Protocol
 from harness.registry import Registry
 from harness.samples import SampleList, Samples, classes_digest, protocol_digest, split_digest
@@ -189,13 +190,11 @@ def check_dataset(
     """
     home = home or paths.home()
     found = resolve(dataset, registry)
-    warnings = []
+    warnings: list[str] = []
     if isinstance(found, Path):
-        where, licence, name = found, "not stated", _display_name(found)
+        where, licence, name = found, "not stated", display_name(found)
         samples = read_folder(found)
-        links = [str(link.relative_to(found)) for link in find_links(found)]
-        if links:
-            warnings.append(listed("symbolic links not followed: copy what they point to", links))
+        warnings = find_remarks(found, samples)
     else:
         where, licence, name = folder_of(found.name, home), found.licence, found.name
         samples = fetch(found, home, download=download)
@@ -210,8 +209,14 @@ def resolve(dataset: str, registry: Registry) -> DatasetSpec | Path:
     """Return the data set that is registered under a name, or the path of a folder or CSV file.
 
     Raises:
+        UsageError: There is no name.
         UnknownNameError: A plain name is neither.
     """
+    if not dataset:
+        raise UsageError(
+            "a data set has an empty name",
+            fixes=["list the data sets: harness data list", "write ./ for the current folder"],
+        )
     path = paths.expand(dataset)
     separators = {"/", os.sep, os.altsep or os.sep}
     if any(sign in dataset for sign in separators) or dataset in (".", "..") or path.suffix.lower() == ".csv":
@@ -226,8 +231,9 @@ def resolve(dataset: str, registry: Registry) -> DatasetSpec | Path:
         raise UnknownNameError("data set", dataset, names, more=more) from None
 
 
-def _display_name(path: Path) -> str:
-    full = path.resolve()
+def display_name(path: Path) -> str:
+    """Return the name of the data set that a folder or CSV file is."""
+    full = Path(os.path.realpath(path))
     if full.suffix.lower() != ".csv":
         return full.name or "images"
     return full.parent.name if full.name == LABELS_FILE and full.parent.name else full.stem

@@ -21,7 +21,7 @@ from harness.documents import canonical, write_atomically
 from harness.errors import DataError, StorageError
 from harness.specs import Sample
 
-SCHEMA = "harness.scan/2"
+SCHEMA = "harness.scan/3"
 _RECIPE = [DECODE, FINGERPRINT, PIL.__version__]
 
 Keep: TypeAlias = Callable[[str, Pixels], None]
@@ -45,7 +45,7 @@ def scan(samples: Sequence[Sample], cache: Path, keep: Keep | None = None) -> li
 
     Args:
         samples: Images to look at.
-        cache: JSON file of verdicts by path, size and modification time; rewritten when anything is new.
+        cache: JSON file of verdicts by path, size and times of change; rewritten when anything is new.
         keep: Given each file that is decoded, from several threads.
     """
     known = _read_cache(cache)
@@ -55,8 +55,8 @@ def scan(samples: Sequence[Sample], cache: Path, keep: Keep | None = None) -> li
     for index, sample in enumerate(samples):
         stamp = _stamp(sample.image) if isinstance(sample.image, Path) else None
         entry = known.get(str(sample.image)) if stamp else None
-        if entry is not None and entry[:2] == stamp:
-            verdicts[index] = Verdict(sha256=str(entry[2]), problem=str(entry[3]), fingerprint=str(entry[4]))
+        if entry is not None and entry[:3] == stamp:
+            verdicts[index] = Verdict(sha256=str(entry[3]), problem=str(entry[4]), fingerprint=str(entry[5]))
             entries[str(sample.image)] = entry
         else:
             todo.append(index)
@@ -120,7 +120,8 @@ def _stamp(path: Path) -> list[int] | None:
         status = path.stat()
     except OSError:
         return None
-    return [status.st_size, status.st_mtime_ns]
+    # A copy may bring its time of modification along, as unpacked archives do; this one nobody can set.
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
 
 def _read_cache(cache: Path) -> dict[str, list[object]]:
@@ -128,6 +129,6 @@ def _read_cache(cache: Path) -> dict[str, list[object]]:
         body = json.loads(cache.read_text(encoding="utf-8"))
         if body["schema"] != SCHEMA or body["recipe"] != _RECIPE:
             return {}
-        return {path: entry for path, entry in body["files"].items() if len(entry) == 5}
+        return {path: entry for path, entry in body["files"].items() if len(entry) == 6}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}

@@ -30,7 +30,7 @@ from harness_builtin.checkpoints import (
 )
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 # Any other, such as Lanczos or timm's `random`, is nearest to bicubic.
 _INTERPOLATIONS: dict[str, Any] = {
@@ -173,11 +173,12 @@ def _load_timm(name: str, create: Callable[..., nn.Module], weights: Path) -> nn
     def load(model: nn.Module, pretrained_cfg: dict[str, Any], **options: Any) -> None:
         heads = find_timm_head(name, model)
         # A class count that no checkpoint has makes timm drop the classifier whatever its size.
-        cfg = {**pretrained_cfg, "state_dict": state, "classifier": heads, "num_classes": -1}
+        cfg = {**pretrained_cfg, "classifier": heads, "num_classes": -1}
         load_proven(
             model,
             heads,
-            lambda: original(model, pretrained_cfg=cfg, **options),
+            state,
+            lambda entries: original(model, pretrained_cfg={**cfg, "state_dict": entries}, **options),
             name,
             weights,
             takes_part=not options.get("strict", True),
@@ -267,6 +268,9 @@ def build_torchvision(
     if only_size and image_size != only_size:
         raise UsageError(f"backbone {name!r} takes images of {only_size} px only, not {image_size}")
     options: dict[str, Any] = {}
+    if name.startswith("vit_"):
+        # Its own default is 224, whatever size the weights are for.
+        options = {"image_size": image_size}
     if name == "googlenet":
         # Its weights expect inputs that it renormalises. The auxiliary classifiers only help from scratch.
         options = {"aux_logits": False, "transform_input": True, "init_weights": weights is None}
@@ -275,10 +279,14 @@ def build_torchvision(
         return model
     heads = find_torchvision_head(model)
     is_head, state = below((*heads, "aux1", "aux2")), model.state_dict()
-    # Refilled instead of made anew, because some layers read the version that torch's own mapping carries.
-    state.clear()
-    state.update((key, value) for key, value in read_checkpoint(weights).items() if not is_head(key))
-    load_proven(model, heads, lambda: model.load_state_dict(state, strict=False), name, weights)
+
+    def load(entries: dict[str, Tensor]) -> None:
+        # Refilled, not made anew, because some layers read the version that torch's own mapping carries.
+        state.clear()
+        state.update((key, value) for key, value in entries.items() if not is_head(key))
+        model.load_state_dict(state, strict=False)
+
+    load_proven(model, heads, read_checkpoint(weights), load, name, weights)
     return model
 
 

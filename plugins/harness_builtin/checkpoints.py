@@ -6,9 +6,11 @@ backbone is NaN before the load, and none may be NaN after it.
 
 from __future__ import annotations
 
+import argparse
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,9 @@ from harness import WeightsError, WeightsSpec
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+# Where training scripts keep a network's entries; averaged weights go first, as in timm.
+_PLACES = ("state_dict_ema", "model_ema", "state_dict", "model")
 
 
 def hub_weights(repository: str, file: str | None, licence: str) -> WeightsSpec:
@@ -88,30 +93,41 @@ def url_weights(url: str, file: str, licence: str) -> WeightsSpec:
 
 
 def read_checkpoint(file: Path) -> dict[str, Tensor]:
-    """Read a safetensors file, or a torch checkpoint that holds nothing but tensors."""
-    import torch
-    from timm.models import load_state_dict
+    """Read the tensors of a safetensors file or a torch checkpoint; names of nested ones are joined by dots.
 
+    Raises:
+        WeightsError: The file cannot be read, holds other objects than tensors, or no tensors.
+    """
     try:
-        state = load_state_dict(str(file), weights_only=True)
-        tensors = {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
+        content = _read(file)
     # Each format and each kind of damage has an error of its own.
     except Exception as error:
-        raise WeightsError(
-            "a checkpoint cannot be read",
-            where=str(file),
-            why="there is no such file" if not file.is_file() else first_line(error),
-            fixes=[
-                "fetch or copy the file again: it may be cut off",
-                "give weights as .safetensors, or as a torch checkpoint of tensors only",
-            ],
-        ) from error
+        strange = re.search(r"GLOBAL (\S+) was not", str(error))
+        fixes = [
+            "fetch or copy the file again: it may be cut off",
+            "give weights as .safetensors, or as a torch checkpoint of tensors only",
+        ]
+        # torch goes on with advice that is never followed here.
+        why = first_line(error).partition(". In PyTorch")[0]
+        if not file.is_file():
+            why = "there is no such file"
+        elif strange:
+            why = f"it holds a Python object, {strange[1]}, and to read that is to run code"
+            fixes = [
+                "save the state_dict() of the network, not the network: torch.save(net.state_dict(), FILE)"
+            ]
+        raise WeightsError("a checkpoint cannot be read", where=str(file), why=why, fixes=fixes) from error
+    state = content if isinstance(content, Mapping) else {}
+    while inner := next((state[key] for key in _PLACES if isinstance(state.get(key), Mapping)), None):
+        state = inner
+    tensors = dict(_tensors(state))
     if not tensors:
         found = ", ".join(sorted(map(str, state))[:5])
+        kind = "empty" if isinstance(content, Mapping) else f"a {type(content).__name__}"
         raise WeightsError(
             "a checkpoint holds no tensors",
             where=str(file),
-            why=f"at its top are {found}" if found else "it is empty",
+            why=f"at its top are {found}" if found else f"it is {kind}",
             fixes=["save the state_dict of the network itself, or under the key 'state_dict' or 'model'"],
         )
     return tensors
@@ -120,7 +136,8 @@ def read_checkpoint(file: Path) -> dict[str, Tensor]:
 def load_proven(
     model: nn.Module,
     heads: Sequence[str],
-    load: Callable[[], object],
+    state: Mapping[str, Tensor],
+    load: Callable[[dict[str, Tensor]], object],
     name: str,
     file: Path,
     *,
@@ -128,10 +145,14 @@ def load_proven(
 ) -> None:
     """Load a checkpoint and prove that each float of the backbone came from it.
 
+    Where the entries do not fit as they are, the network may have been a part of another, as `model` or
+    `module`: those of one part are taken if they, and no other part's, fit.
+
     Args:
         model: Built at random; what a failed load leaves behind is of no use.
         heads: Modules that stay as they are.
-        load: Copies the checkpoint into the model.
+        state: The entries of the checkpoint.
+        load: Copies entries into the model; may change the dictionary that it is given.
         name: Of the backbone, for errors.
         file: The checkpoint, for errors.
         takes_part: The backbone is a part of the network that was trained: the file may hold more.
@@ -139,9 +160,46 @@ def load_proven(
     Raises:
         WeightsError: Entries differ in shape, are missing, are NaN in the file, or belong to another network.
     """
+    is_head = below(heads)
+    known = {key for key in model.state_dict() if not is_head(key)}
+    problems: list[tuple[WeightsError, bool]] = []
+    fits: dict[str, dict[str, Tensor]] = {}
+    tries = [("", dict(state))]
+    for prefix, entries in tries:
+        where = f"{file}: {prefix}*" if prefix else str(file)
+        try:
+            _prove(model, is_head, load, dict(entries), name, where, takes_part=takes_part)
+            fits[prefix] = entries
+        except WeightsError as error:
+            problems.append((error, known.isdisjoint(entries)))
+            # No part that is much smaller than the backbone can hold it.
+            tries += [(f"{prefix}{part}.", inner) for part, inner in _parts(entries, len(known) // 2)]
+    if not fits:
+        raise next((error for error, foreign in problems if not foreign), problems[0][0])
+    if len(fits) > 1:
+        raise WeightsError(
+            f"the checkpoint holds backbone {name!r} more than once",
+            where=str(file),
+            why=f"the entries below {' and below '.join(fits)} fit",
+            fixes=["save the one that is meant alone"],
+        )
+    ((prefix, entries),) = fits.items()
+    if prefix != tries[-1][0]:
+        _prove(model, is_head, load, entries, name, str(file), takes_part=takes_part)
+
+
+def _prove(
+    model: nn.Module,
+    is_head: Callable[[str], bool],
+    load: Callable[[dict[str, Tensor]], object],
+    entries: dict[str, Tensor],
+    name: str,
+    where: str,
+    *,
+    takes_part: bool,
+) -> None:
     import torch
 
-    is_head = below(heads)
     outcome: list[Any] = []
     register: Any = model.register_load_state_dict_post_hook
     hook = register(lambda _, keys: outcome.append(keys))
@@ -150,10 +208,10 @@ def load_proven(
             if value.is_floating_point() and not is_head(key):
                 value.fill_(math.nan)
     try:
-        load()
+        load(entries)
     # An architecture's filter fails in any way when it is given another architecture's entries.
     except Exception as error:
-        raise _misfit(name, file, _differences(error)) from error
+        raise _misfit(name, where, _differences(error)) from error
     finally:
         hook.remove()
     total = sum(not is_head(key) for key in model.state_dict())
@@ -166,11 +224,46 @@ def load_proven(
     missing = [key for key in empty if key in absent]
     foreign = [key for key in outcome[-1].unexpected_keys if not is_head(key)] if outcome else []
     if missing:
-        raise _misfit(name, file, f"{len(missing)} of {total} entries are not in the file: {_some(missing)}")
+        instead = f"; it has {_some(foreign)} instead" if foreign else ""
+        why = f"{len(missing)} of {total} entries are not in the file: {_some(missing)}{instead}"
+        raise _misfit(name, where, why)
     if empty:
-        raise _misfit(name, file, f"{len(empty)} entries are NaN in the file: {_some(empty)}")
+        raise _misfit(name, where, f"{len(empty)} entries are NaN in the file: {_some(empty)}")
     if foreign and not takes_part:
-        raise _misfit(name, file, f"{len(foreign)} entries of the file have no place in it: {_some(foreign)}")
+        raise _misfit(
+            name, where, f"{len(foreign)} entries of the file have no place in it: {_some(foreign)}"
+        )
+
+
+def _read(file: Path) -> Any:
+    import safetensors.torch
+    import torch
+
+    if file.suffix == ".safetensors":
+        return safetensors.torch.load_file(file)
+    # timm's training script keeps its arguments beside the weights; they are data and run nothing.
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def _tensors(state: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    import torch
+
+    for key, value in state.items():
+        if isinstance(value, torch.Tensor):
+            yield f"{prefix}{key}", value
+        elif isinstance(value, Mapping):
+            yield from _tensors(value, f"{prefix}{key}.")
+
+
+def _parts(entries: Mapping[str, Tensor], least: int) -> list[tuple[str, dict[str, Tensor]]]:
+    """Return what lies below each first part of a name, without it, where that are so many entries."""
+    parts: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    for key, value in entries.items():
+        first, _, rest = key.partition(".")
+        if rest:
+            parts[first][rest] = value
+    return [(first, inner) for first, inner in parts.items() if len(inner) >= least]
 
 
 def _holds_nan(value: Tensor) -> bool:
@@ -178,10 +271,10 @@ def _holds_nan(value: Tensor) -> bool:
     return bool(value.sum().isnan()) and bool(value.isnan().any())
 
 
-def _misfit(name: str, file: Path, why: str) -> WeightsError:
+def _misfit(name: str, where: str, why: str) -> WeightsError:
     return WeightsError(
         f"the checkpoint is not one of backbone {name!r}",
-        where=str(file),
+        where=where,
         why=why,
         fixes=[
             f"give a checkpoint of {name.partition('.')[0]}",

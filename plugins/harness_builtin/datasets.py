@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -110,7 +111,10 @@ def _adopt(folder: Path, inner: str, download: bool) -> None:
             target = folder / inner / file.name
             if not target.exists():
                 target.parent.mkdir(parents=True, exist_ok=True)
-                target.hardlink_to(file)
+                try:
+                    target.hardlink_to(file)
+                except OSError:  # not every file system has links
+                    shutil.copy2(file, target)
 
 
 def _files(
