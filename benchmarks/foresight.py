@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.5, help="of the trials that are known to the end")
     parser.add_argument("--repeats", type=int, default=20)
     arguments = parser.parse_args()
-    print("| study | trials | known | as | error | rank correlation | the best looks worse by |")
+    print("| study | trials | known | as | error | rank correlation | worse than the best by |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for folder in arguments.studies:
         space = StudyFolder.open(folder).space
