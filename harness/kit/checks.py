@@ -193,7 +193,6 @@ def _ignores_the_order_of_classes(spec: LossSpec) -> None:
 
 def _middle(spec: OptimizerSpec) -> float:
     low, high = spec.lr
-    require(0 < low < high < math.inf, f"lr must be (low, high) with 0 < low < high, not {spec.lr}")
     return math.sqrt(low * high)
 
 
