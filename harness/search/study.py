@@ -13,8 +13,9 @@ from harness.config import StudyConfig
 from harness.data.folder import look_at_folder
 from harness.data.manifest import Manifest, SplitRules, load_manifest, resolve
 from harness.data.scan import Keep
+from harness.engine.backbone import build_backbone
 from harness.engine.weights import ResolvedWeights, preflight
-from harness.errors import HarnessError, PluginError, UsageError
+from harness.errors import UsageError
 from harness.registry import Registry, load_registry
 from harness.search.budget import Budget
 from harness.search.child import start_child
@@ -204,18 +205,7 @@ def _build(
     """Build backbones as trials do: what cannot be built with its image size or its checkpoint shows here."""
     for name in names:
         path = weights[name].path if name in weights else None
-        try:
-            registry.backbones.get(name).spec.build(num_classes, path, space.image_sizes[name])
-        except HarnessError:
-            raise
-        except Exception as error:
-            from harness.engine.outcome import say_in_a_line
-
-            raise PluginError(
-                f"backbone {name!r} cannot be built for images of {space.image_sizes[name]} px",
-                why=say_in_a_line(error),
-                fixes=["leave the backbone out", "report it to the author of the backbone"],
-            ) from error
+        build_backbone(registry.backbones.get(name), num_classes, path, space.image_sizes[name])
 
 
 def _look_at_data(config: StudyConfig, registry: Registry) -> None:
