@@ -2,9 +2,9 @@
 
 A plugin is a module, or a class that the host instantiates, named by an entry point of the group
 `harness`; it implements any of these with `@harness.hookimpl`. Registration hooks use no network, read no
-more than a small file of their own, and import nothing heavy: that belongs into a spec's `build`. They cannot
-be hook wrappers. Observers receive frozen values, can change nothing, and an error in one is reported once
-while the study goes on.
+more than a small file of their own, and import nothing heavy: that belongs into a spec's `build`. Observers
+receive frozen values, can change nothing, and an error in one is reported once while the study goes on. No
+hook can be a hook wrapper.
 """
 
 from __future__ import annotations

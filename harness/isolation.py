@@ -13,6 +13,7 @@ from harness.errors import HarnessError
 from harness.text import safe_text
 
 _LONGEST = 300
+_NOTE = "raised by "
 # Frames of these packages are how a plugin was called, not where it failed.
 _OURS = frozenset({"harness", "pluggy", "importlib", "contextlib"})
 
@@ -55,6 +56,22 @@ def registering() -> Iterator[None]:
     """Keep the random state, and keep what a plugin prints while it loads out of our standard output."""
     with kept_random_state(), redirect_stdout(sys.stderr):
         yield
+
+
+@contextmanager
+def naming(kind: str, name: str) -> Iterator[None]:
+    """Note on an error which component raised it; it stays the error that it is."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"{_NOTE}{kind} {name!r}")
+        raise
+
+
+def component_of(error: Exception) -> str:
+    """Return the component that is noted on an error, as `loss 'focal'`; empty where none is."""
+    notes = getattr(error, "__notes__", ())
+    return next((note.removeprefix(_NOTE) for note in notes if note.startswith(_NOTE)), "")
 
 
 def describe_error(error: BaseException) -> str:

@@ -19,7 +19,7 @@ from harness.catalog import Catalog as Catalog
 from harness.catalog import Component as Component
 from harness.catalog import plural
 from harness.discovery import GROUP, NAMED, Candidate, from_module, installed
-from harness.errors import PluginError, UnknownNameError
+from harness.errors import PluginError, UnknownNameError, nearest
 from harness.isolation import describe_error, kept_random_state, registering
 from harness.provenance import plugin_sha256
 from harness.records import Provider
@@ -35,8 +35,11 @@ from harness.specs import (
 
 logger = logging.getLogger("harness.plugins")
 
-HOOKS: tuple[str, ...] = tuple(name for name in vars(hookspecs) if name.startswith("harness_"))
+_PREFIX = "harness_"
+HOOKS: tuple[str, ...] = tuple(name for name in vars(hookspecs) if name.startswith(_PREFIX))
 """The names of all hooks, in the order in which they are specified."""
+_CLOSE = 0.75
+"""Of difflib, without what all hooks begin with: `lossez` is close to `losses`."""
 # Names become parts of file names and of `family:name`, and globs are matched against them.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+@-]{0,99}")
 
@@ -181,7 +184,7 @@ def load_registry(arguments: Sequence[str] = ()) -> Registry:
 def _repair(candidate: Candidate) -> str:
     """Say what to do about a module that cannot be loaded."""
     if not candidate.missing:
-        return "repair it; docs/plugins.md says what a plugin needs"
+        return "repair it; python -m pydoc harness.hookspecs says what a plugin needs"
     if f"{candidate.name}.".startswith(f"{candidate.missing}."):
         return "name a module, without .py, of the current folder or of an installed package"
     return f"install {candidate.missing.partition('.')[0]!r}, which {candidate.name!r} imports"
@@ -248,6 +251,12 @@ def _collect(plugin: object, manager: pluggy.PluginManager) -> Iterator[tuple[st
     for name in HOOKS:
         if callable(getattr(plugin, name, None)) and manager.parse_hookimpl_opts(plugin, name) is None:
             raise PluginError(f"{name} lacks @hookimpl: write `from harness import hookimpl` and decorate it")
+    short = [hook.removeprefix(_PREFIX) for hook in HOOKS]
+    for name in _own_functions(plugin):
+        # pluggy passes over what lacks the marker. A helper may have any name that is like no hook's.
+        unknown = name not in (*HOOKS, *callers)
+        if unknown and nearest(name.removeprefix(_PREFIX), short, cutoff=_CLOSE):
+            raise UnknownNameError("hook", name, HOOKS)
     if not callers:
         raise PluginError("it implements no hook: is this a plugin of harness?")
     for name, caller in callers.items():
@@ -269,6 +278,14 @@ def _collect(plugin: object, manager: pluggy.PluginManager) -> Iterator[tuple[st
                         raise PluginError(f"{hook} yielded {kind} {item.name!r} twice")
                     seen.add(item.name)
                     yield kind, item
+
+
+def _own_functions(plugin: object) -> Iterator[str]:
+    """Yield the names of functions that a plugin defines itself and that look like hooks."""
+    owner = plugin if inspect.ismodule(plugin) else type(plugin)
+    for name, value in vars(owner).items():
+        if name.startswith(_PREFIX) and inspect.isfunction(value):
+            yield name
 
 
 def _checked(hook: str, kind: str, items: object) -> Iterator[Any]:

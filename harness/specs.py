@@ -1,14 +1,16 @@
 """What a plugin yields: frozen descriptions from which the host builds the real objects.
 
-A spec is cheap. Whatever is heavy (torch, timm, torchvision) is imported inside its `build`.
+A spec is cheap. Whatever is heavy (torch, timm, torchvision) is imported inside its `build`. Values that the
+host would stumble over later, or take for something else, are refused where they are written.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar, get_args
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,6 +24,26 @@ ParamGroup: TypeAlias = dict[str, Any]
 """A torch parameter group: `params`, and the `lr` and `weight_decay` the host chose for it."""
 
 SpecT = TypeVar("SpecT", bound="Spec", covariant=True)
+
+
+def _check(field: str, value: object, holds: bool, wanted: str) -> None:
+    if not holds:
+        raise ValueError(f"{field} is {value!r}, not {wanted}")
+
+
+def _are_numbers(values: object, count: int) -> bool:
+    return (
+        isinstance(values, Sequence)
+        and len(values) == count
+        and all(isinstance(value, int | float) for value in values)
+    )
+
+
+def _is_array(value: object) -> bool:
+    # Not at the top of the module: most specs have nothing to do with NumPy.
+    import numpy as np
+
+    return isinstance(value, np.ndarray)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +73,11 @@ class Family(Generic[SpecT]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """One labelled image of a data set."""
+    """One labelled image of a data set.
+
+    Raises:
+        TypeError, ValueError: A field holds something else than it says.
+    """
 
     id: str
     """Unique in its data set, stable over machines: a relative path with forward slashes."""
@@ -60,7 +86,18 @@ class Sample:
     image: Path | npt.NDArray[np.uint8]
     """A file, or uint8 pixels of shape (H, W) or (H, W, 3)."""
     split: Split | None = None
-    """The official split, where the data set has one."""
+    """The official split, where the data set has one, in exactly these words."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.id, str):
+            raise TypeError(f"the id {self.id!r} of a sample is no str")
+        if not isinstance(self.label, str):
+            raise TypeError(f"sample {self.id!r} has the label {self.label!r}, which is no str")
+        if self.split is not None and self.split not in get_args(Split):
+            raise ValueError(f"sample {self.id!r} has the split {self.split!r}, not train, val, test or None")
+        if not isinstance(self.image, Path) and not _is_array(self.image):
+            kind = type(self.image).__name__
+            raise TypeError(f"sample {self.id!r} has a {kind} as image, not a Path or a NumPy array")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,15 +120,34 @@ class DatasetSpec(Spec):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InputSpec:
-    """How a backbone wants its images."""
+    """How a backbone wants its images.
+
+    Raises:
+        ValueError: A field is out of its range.
+    """
 
     size: int = 224
     """Side of the square input, in pixels."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Of red, green and blue, in [0, 1]."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """Likewise, above 0."""
     interpolation: Interpolation = "bicubic"
     crop: float = 0.875
     """Share of the resized short side that the centre crop keeps, in (0, 1]."""
+
+    def __post_init__(self) -> None:
+        known = get_args(Interpolation)
+        is_size = isinstance(self.size, int) and self.size >= 1
+        is_mean = _are_numbers(self.mean, 3) and all(0 <= value <= 1 for value in self.mean)
+        is_std = _are_numbers(self.std, 3) and all(0 < value < math.inf for value in self.std)
+        is_crop = _are_numbers((self.crop,), 1) and 0 < self.crop <= 1
+        _check("InputSpec.size", self.size, is_size, "a whole number of pixels")
+        _check("InputSpec.mean", self.mean, is_mean, "3 numbers in [0, 1]")
+        _check("InputSpec.std", self.std, is_std, "3 numbers above 0")
+        is_known = self.interpolation in known
+        _check("InputSpec.interpolation", self.interpolation, is_known, f"one of {', '.join(known)}")
+        _check("InputSpec.crop", self.crop, is_crop, "above 0 and at most 1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,12 +226,20 @@ class LossSpec(Spec):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptimizerSpec(Spec):
-    """An optimizer."""
+    """An optimizer.
+
+    Raises:
+        ValueError: `lr` is not (low, high) with 0 < low < high.
+    """
 
     build: Callable[[Sequence[ParamGroup]], Optimizer]
     """Take parameter groups that carry `params`, `lr` and `weight_decay`."""
     lr: tuple[float, float]
     """Sensible bounds of the learning rate for fine-tuning; searched when a study names none of its own."""
+
+    def __post_init__(self) -> None:
+        is_range = _are_numbers(self.lr, 2) and 0 < self.lr[0] < self.lr[1] < math.inf
+        _check("OptimizerSpec.lr", self.lr, is_range, "(low, high) with 0 < low < high")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,7 @@ from harness.engine.fit import DivergedError, build_optimizer, warmed_up
 from harness.engine.linear import predict_heads
 from harness.engine.updates import cross_entropy, place_labels, rule_of, smoothing_of
 from harness.errors import UsageError
-from harness.isolation import seed_all
+from harness.isolation import component_of, seed_all
 from harness.records import TrialConfig
 from harness.specs import ClassInfo, OptimizerSpec, ScheduleSpec
 
@@ -89,7 +89,11 @@ class RandomSteps(torch.optim.SGD):
 
 
 def spec_of(build):
-    return OptimizerSpec(name="x", summary="", build=build, lr=(0, 1))
+    return OptimizerSpec(name="x", summary="", build=build, lr=(1e-3, 1))
+
+
+def schedule_of(build):
+    return ScheduleSpec(name="x", summary="", build=build)
 
 
 RANDOM_STEPS = spec_of(RandomSteps)
@@ -275,23 +279,31 @@ def refuse(*_):
     raise ValueError("not like this")
 
 
+class Stuck(torch.optim.SGD):
+    def step(self, closure=None):
+        refuse(self)
+
+
 @pytest.mark.parametrize(
-    ("settings", "error"),
+    ("settings", "error", "component"),
     [
-        ({"lr": 1e38}, DivergedError),
-        ({"lr": 1e38, "optimizer": "lamb", "loss": "focal"}, DivergedError),
-        ({"loss": lambda: Failing(7)}, RuntimeError),
-        ({"optimizer": spec_of(refuse)}, ValueError),
-        ({"schedule": ScheduleSpec(name="x", summary="", build=refuse)}, ValueError),
+        ({"lr": 1e38}, DivergedError, ""),
+        ({"lr": 1e38, "optimizer": "lamb", "loss": "focal"}, DivergedError, ""),
+        ({"loss": lambda: Failing(7)}, RuntimeError, "loss 'named'"),
+        ({"optimizer": spec_of(refuse)}, ValueError, "optimizer 'named'"),
+        ({"optimizer": spec_of(Stuck)}, ValueError, "optimizer 'named'"),
+        ({"schedule": schedule_of(refuse)}, ValueError, "schedule 'x'"),
+        ({"schedule": schedule_of(lambda steps: refuse)}, ValueError, "schedule 'x'"),
     ],
 )
-def test_a_head_that_fails_disturbs_no_other(make, settings, error):
+def test_a_head_that_fails_disturbs_no_other(make, settings, error, component):
     def others():
         return [make(1), make(2, loss="focal"), make(3, optimizer="lamb")]
 
     expected = train(others())
     found = train([make(0, **settings), *others()])
     assert isinstance(found[0].error, error)
+    assert component_of(found[0].error) == component
     assert not found[0].pruned
     for one, other in zip(found[1:], expected, strict=True):
         assert one.error is None

@@ -1,14 +1,26 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 from click.testing import CliRunner
 
 from harness.cli.models import command
-from harness.errors import UnknownNameError
+from harness.errors import PluginError, UnknownNameError
 
 TINY = ("tiny_plugin", "no:terminal")
+BROKEN = """
+from harness import BackboneSpec, WeightsSpec, hookimpl
+
+def fail(*values):
+    raise ValueError("out of order")
+
+@hookimpl
+def harness_backbones():
+    weights = WeightsSpec(source="s", licence="l", cached={cached}, fetch=fail)
+    yield BackboneSpec(name="broken-net", summary="s", build=fail, weights=weights)
+"""
 
 
 def run(*arguments, plugins=("no:terminal",)):
@@ -115,3 +127,36 @@ def test_info_is_readable_and_covers_a_backbone_of_a_plugin():
     assert result.exit_code == 0
     assert "tiny_plugin" in result.stdout
     assert "freeze depth" in result.stdout
+
+
+@pytest.fixture
+def broken(tmp_path, monkeypatch):
+    """Return a function that makes a plugin of which one backbone fails, and names it."""
+
+    def write(name, cached):
+        (tmp_path / f"{name}.py").write_text(BROKEN.format(cached=cached))
+        monkeypatch.syspath_prepend(tmp_path)
+        return (name, "no:terminal")
+
+    yield write
+    for name in ("broken_a", "broken_b", "broken_c"):
+        sys.modules.pop(name, None)
+
+
+def test_a_backbone_that_cannot_tell_of_its_weights_costs_one_cell_of_the_list(broken):
+    for name, cached in (("broken_a", "fail"), ("broken_b", "lambda: 'net.pt'")):
+        plugins = broken(name, cached)
+        found = listed("broken-net", "test_resnet.formula1", plugins=plugins)
+        assert (found["broken-net"]["cached"], found["test_resnet.formula1"]["cached"]) == (None, True)
+        row = run("list", "broken-net", plugins=plugins).stdout.splitlines()[1]
+        assert row.split() == ["broken-net", "224", "l", "?", "s"]
+        assert listed("broken-net", "--cached", plugins=plugins) == {}
+
+
+@pytest.mark.parametrize("arguments", [("info", "broken-net"), ("list", "broken-net", "--max-params", "1M")])
+def test_a_backbone_that_cannot_be_built_is_named_with_its_plugin(broken, arguments):
+    plugins = broken("broken_c", "lambda: None")
+    with pytest.raises(PluginError, match="'broken-net' cannot be built for images of 224 px") as caught:
+        run(*arguments, plugins=plugins)
+    assert "plugin broken_c (-p)" in caught.value.where
+    assert "ValueError: out of order (broken_c.py, line 5)" in caught.value.why

@@ -138,7 +138,7 @@ def test_check_passes_a_sound_plugin(harness_cli, mine):
     code, out, _ = harness_cli("-p", "mynet", "plugins", "check", "mynet")
     assert code == 0
     assert "ok    loss/x/prefers-the-right-answer" in out
-    assert out.splitlines()[-1] == "6 checks passed, 0 failed"
+    assert out.splitlines()[-1] == "7 checks passed, 0 failed"
 
 
 def test_check_fails_an_unsound_plugin_with_7(harness_cli, mine):

@@ -226,6 +226,15 @@ def test_a_broken_plugin_is_named_as_such(tmp_path: Path) -> None:
         fetch(spec(lambda folder, download: []), tmp_path, download=True)
 
 
+def test_a_sample_that_is_not_what_it_should_be_is_the_plugins_fault(tmp_path: Path) -> None:
+    def build(folder: Path, download: bool) -> Iterator[Sample]:
+        yield Sample(id="a", label="a", image=PIXELS, split="validation")  # type: ignore[arg-type]
+
+    with pytest.raises(PluginError, match="'beans' cannot be built") as caught:
+        fetch(spec(build), tmp_path, download=True)
+    assert "sample 'a' has the split 'validation'" in caught.value.why
+
+
 def test_what_a_data_set_prints_stays_off_stdout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def build(folder: Path, download: bool) -> list[Sample]:
         print("Files already downloaded and verified")

@@ -9,8 +9,9 @@ import torch
 
 from harness.engine.fit import build_optimizer, predict_split, warmed_up
 from harness.errors import PluginError
+from harness.isolation import component_of
 from harness.search.space import resolve_space
-from harness.specs import ScheduleSpec
+from harness.specs import OptimizerSpec, ScheduleSpec
 
 
 @pytest.mark.parametrize("name", ["constant", "cosine", "step", "exponential"])
@@ -110,7 +111,7 @@ def fit_rows(registry, tiny):
     )
     config = resolve_space(study, registry).probe_config(study, "tiny-net")
 
-    def run(limit=100, model=None, eval_modules=(), forward=None, make_room=lambda: False):
+    def run(limit=100, model=None, eval_modules=(), forward=None, make_room=lambda: False, **components):
         if model is None:
             torch.manual_seed(0)
             model = Narrow(6, 3)
@@ -132,9 +133,9 @@ def fit_rows(registry, tiny):
             config,
             plan=plan,
             cut=NO_CUT,
-            loss=torch.nn.CrossEntropyLoss(),
-            optimizer=registry.optimizers.get("adamw").spec,
-            schedule=registry.schedules.get("cosine").spec,
+            loss=components.get("loss", torch.nn.CrossEntropyLoss()),
+            optimizer=components.get("optimizer", registry.optimizers.get("adamw").spec),
+            schedule=components.get("schedule", registry.schedules.get("cosine").spec),
             num_classes=3,
             device=torch.device("cpu"),
             on_step=lambda: None,
@@ -197,6 +198,42 @@ def test_a_shortage_of_memory_has_several_names(fit_rows, monkeypatch, error, ha
     else:
         with pytest.raises(RuntimeError, match=error):
             fit_rows(6)
+
+
+def refuse(*values):
+    raise ValueError("not like this")
+
+
+class Refusing(torch.nn.Module):
+    forward = refuse
+
+
+class Stuck(torch.optim.SGD):
+    step = refuse
+
+
+def optimizer_of(build):
+    return OptimizerSpec(name="own", summary="", build=build, lr=(1e-3, 1))
+
+
+def schedule_of(build):
+    return ScheduleSpec(name="own", summary="", build=build)
+
+
+@pytest.mark.parametrize(
+    ("components", "blamed"),
+    [
+        ({"loss": Refusing()}, "loss 'cross-entropy'"),
+        ({"optimizer": optimizer_of(refuse)}, "optimizer 'adamw'"),
+        ({"optimizer": optimizer_of(Stuck)}, "optimizer 'adamw'"),
+        ({"schedule": schedule_of(refuse)}, "schedule 'own'"),
+        ({"schedule": schedule_of(lambda steps: refuse)}, "schedule 'own'"),
+    ],
+)
+def test_an_error_of_a_component_says_which_it_was(fit_rows, components, blamed):
+    with pytest.raises(ValueError, match="not like this") as caught:
+        fit_rows(**components)
+    assert component_of(caught.value) == blamed
 
 
 def test_a_batch_goes_through_whole_where_others_make_room_for_it(fit_rows, monkeypatch):

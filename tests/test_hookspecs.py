@@ -133,7 +133,7 @@ def test_the_test_of_the_guide_runs(monkeypatch):
     test = executed(code).test_conformance
     monkeypatch.delitem(sys.modules, "harness_example")
     (mark,) = test.pytestmark
-    assert len(mark.args[1]) == 6
+    assert len(mark.args[1]) == 7
 
 
 def test_every_python_block_of_the_guide_is_tested():

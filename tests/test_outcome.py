@@ -9,7 +9,8 @@ import torch
 from harness.engine.fit import DivergedError
 from harness.engine.job import TrialJob
 from harness.engine.outcome import fail
-from harness.errors import StorageError
+from harness.errors import PluginError, StorageError
+from harness.isolation import naming
 from harness.search.space import resolve_space
 
 
@@ -41,6 +42,14 @@ def test_a_full_disk_is_not_the_trials_fault(job):
         fail(OSError(errno.ENOSPC, "No space left on device"), job, curve=[], environment={})
 
 
+def raised_by(kind, error):
+    try:
+        with naming(kind, "x"):
+            raise error
+    except Exception as noted:
+        return noted
+
+
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
@@ -50,6 +59,9 @@ def test_a_full_disk_is_not_the_trials_fault(job):
         ),
         (DivergedError("the training loss is nan"), "nan: the training loss is nan"),
         (ValueError("odd \ud800"), "error: ValueError: odd \\ud800"),
+        (PluginError("augmentation 'x' fails", why="boom\nmore"), "error: augmentation 'x' fails: boom"),
+        (raised_by("loss", ValueError("boom\nmore")), "error: loss 'x': ValueError: boom"),
+        (raised_by("optimizer", RuntimeError()), "error: optimizer 'x': RuntimeError"),
     ],
 )
 def test_what_a_trial_fails_of_is_said_in_a_line(job, error, reason):

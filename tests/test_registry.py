@@ -89,6 +89,7 @@ def test_an_installed_plugin_is_found_with_its_distribution_and_version(install)
         (HOOK + "def harness_losses(model): yield", "model"),
         (HOOK.rstrip() + "(wrapper=True)\ndef harness_losses(): yield", "harness_losses is a hook wrapper"),
         ("def harness_losses(): return []", "harness_losses lacks @hookimpl"),
+        (LOSS.format(name="x") + "def harness_optimisers(): pass", "did you mean 'harness_optimizers'?"),
         ("x = 1", "implements no hook"),
         (LOSS.format(name="two words"), "the name 'two words'"),
         (LOSS.format(name="../up"), "the name '../up'"),
@@ -287,6 +288,7 @@ def test_a_named_module_that_is_missing_or_broken_is_an_error(install):
     with pytest.raises(PluginError, match="'json' cannot be loaded") as caught:
         load_registry(["json"])
     assert "implements no hook" in str(caught.value)
+    assert "pydoc harness.hookspecs" in caught.value.fixes[0]
 
 
 def test_a_module_of_the_current_folder_can_be_named(tmp_path, monkeypatch):
@@ -337,6 +339,11 @@ def test_a_hook_of_a_newer_harness_can_be_marked_optional(install):
     code = LOSS.format(name="x") + "@hookimpl(optionalhook=True)\ndef harness_pruners(): return []\n"
     install(code, plugin="ahead")
     assert info_of("ahead").status == "ok"
+
+
+def test_a_helper_of_a_plugin_may_be_called_what_no_hook_is(install):
+    install("def harness_home(): pass\n" + LOSS.format(name="x"), plugin="helped")
+    assert info_of("helped").status == "ok"
 
 
 def test_an_observer_that_raises_is_reported_once_and_stops_nothing(install, caplog):

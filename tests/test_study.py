@@ -393,7 +393,7 @@ def test_a_changed_data_set_is_another_study(tiny, registry, tmp_path, monkeypat
 
 
 @pytest.mark.parametrize(
-    ("loss", "said"), [("nan", "nan: "), ("oom", "oom: "), ("raising", "error: RuntimeError")]
+    ("loss", "said"), [("nan", "nan: "), ("oom", "oom: "), ("raising", "error: loss 'raising': RuntimeError")]
 )
 def test_a_trial_that_fails_is_an_outcome_and_the_study_goes_on(tiny, registry, tmp_path, loss, said):
     study = tiny(trials=6, space={"loss": ["cross-entropy", loss]}, search={"pruner": "none"})

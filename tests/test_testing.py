@@ -21,6 +21,7 @@ from harness import (
     OptimizerSpec,
     Sample,
     ScheduleSpec,
+    UsageError,
     WeightsSpec,
     hookimpl,
 )
@@ -81,9 +82,11 @@ def dataset(build, licence="MIT", url="https://example.org"):
     return DatasetSpec(name="pictures", summary="pictures", build=build, licence=licence, url=url)
 
 
+PIXELS = np.zeros((4, 4, 3), dtype=np.uint8)
+
+
 def pictures(folder, download):
-    image = np.zeros((4, 4, 3), dtype=np.uint8)
-    return [Sample(id=str(number), label="ab"[number % 2], image=image) for number in range(4)]
+    return [Sample(id=str(number), label="ab"[number % 2], image=PIXELS) for number in range(4)]
 
 
 def no_pictures(folder, download):
@@ -99,15 +102,53 @@ def flip_or_not(size):
     return policy
 
 
+class Weighted(nn.Module):
+    def __init__(self, weight):
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, logits, labels):
+        return nn.functional.cross_entropy(logits, labels, weight=self.weight)
+
+
+class Moved(Weighted):
+    def forward(self, logits, labels):
+        return nn.functional.cross_entropy(logits, labels, weight=self.weight.to(logits.device))
+
+
+class Looking(nn.Module):
+    def forward(self, logits, labels):
+        return nn.functional.cross_entropy(logits * (2 if labels.max() > 1 else 1), labels)
+
+
+def weights_of(classes):
+    return 1 / torch.tensor(classes.counts)
+
+
+def one_size(classes, weights, size):
+    return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(1024, classes))
+
+
+def one_size_in_words(classes, weights, size):
+    if size != 16:
+        raise UsageError("16 px only")
+    return one_size(classes, weights, size)
+
+
 @pytest.mark.parametrize(
     ("kind", "item"),
     [
         ("backbone", backbone()),
         ("backbone", backbone(blocks=lambda m: [["stem.weight", "stem.bias"], ["norm.weight", "norm.bias"]])),
         ("backbone", backbone(head=lambda model: ["head"])),
+        ("backbone", backbone(one_size, fixed_size=True)),
+        ("backbone", backbone(one_size_in_words)),
         ("augmentation", augmentation(flip_or_not)),
         ("loss", loss(lambda classes: nn.CrossEntropyLoss())),
         ("loss", loss(lambda classes: nn.CrossEntropyLoss(weight=1 / torch.tensor(classes.counts)))),
+        ("loss", loss(lambda classes: Weighted(nn.Parameter(weights_of(classes), requires_grad=False)))),
+        ("loss", loss(lambda classes: Moved(weights_of(classes)))),
+        ("loss", loss(lambda classes: Looking())),
         ("optimizer", optimizer(lambda groups: torch.optim.SGD(groups, momentum=0.9))),
         ("optimizer", optimizer(torch.optim.AdamW)),
         ("schedule", schedule(lambda steps: lambda step: 1 - step / steps)),
@@ -225,6 +266,7 @@ def this_file():
 FAULTS = {
     "backbone": [
         (backbone(shrink), "gives-logits", "net: logits have shape (3, 3), not (3, 2)"),
+        (backbone(one_size), "takes-other-sizes", "net: images of 32 px fail, and fixed_size is not set"),
         (backbone(lambda c, w, s: 1), "gives-logits", "net: build returned a int"),
         (backbone(lambda c, w: TinyNet(c)), "gives-logits", "net: TypeError"),
         (backbone(lambda c, w, s: Noisy(c)), "repeats-itself-in-eval", "net: in eval mode two passes"),
@@ -276,6 +318,7 @@ FAULTS = {
         (loss(lambda classes: Fixed(1.0)), "is-a-scalar-with-a-gradient", "returned a float"),
         (loss(lambda c: nn.functional.cross_entropy), "prefers-the-right-answer", "it built a function"),
         (loss(lambda classes: ClassZeroMatters()), "ignores-the-order-of-classes", "in another order"),
+        (loss(lambda classes: Weighted(weights_of(classes))), "goes-to-its-device", "or a buffer"),
         (LossSpec(name="cost", summary="", build=lambda c: None), "is-described", "summary is empty"),
         (LossSpec(name="cost", summary="a\nb", build=lambda c: None), "is-described", "one line"),
         (LossSpec(name="cost", summary="a", build=None), "is-described", "build cannot be called"),
@@ -286,7 +329,6 @@ FAULTS = {
         (optimizer(one_group), "keeps-its-groups", "opt: 2 groups became 1"),
         (optimizer(own_rate), "keeps-its-groups", "opt: a group's lr"),
         (optimizer(torch.optim.SGD, lr=(1, 1e3)), "goes-down-a-quadratic", "opt: at lr 31.6"),
-        (optimizer(torch.optim.SGD, lr=(0, 1)), "keeps-its-groups", "lr must be (low, high)"),
     ],
     "schedule": [
         (schedule(lambda steps: lambda step: 2.0), "gives-factors", "fall: of 1 steps, step [0]"),
@@ -306,6 +348,11 @@ FAULTS = {
             dataset(lambda f, d: [Sample(id="1", label="a", image=np.zeros((4, 4)))]),
             "reads-or-says-why",
             "float64 pixels",
+        ),
+        (
+            dataset(lambda f, d: [Sample(id="1", label="a", image=PIXELS, split="validation")]),
+            "reads-or-says-why",
+            "sample '1' has the split 'validation'",
         ),
     ],
 }

@@ -81,8 +81,19 @@ def test_a_head_that_fails_among_others_is_the_only_one(engine, make_job):
     jobs = [make_job(0), make_job(1, loss="raising"), make_job(2, loss="nan")]
     outcomes = run(engine, jobs)
     assert [outcome.state for outcome in outcomes] == ["complete", "failed", "failed"]
-    assert "out of order" in outcomes[1].reason
+    assert outcomes[1].reason == "error: loss 'raising': RuntimeError: this loss is out of order"
     assert outcomes[2].reason.startswith("nan:")
+
+
+def test_a_policy_that_cannot_be_built_is_named(engine, registry, make_job, monkeypatch):
+    def refuse(inputs):
+        raise ValueError("not like this")
+
+    none = registry.augmentations.get("none")
+    broken = dataclasses.replace(none, spec=dataclasses.replace(none.spec, build=refuse))
+    monkeypatch.setitem(registry.augmentations._specs, "none", broken)
+    (outcome,) = run(engine, [make_job()])
+    assert outcome.reason == "error: augmentation 'none': ValueError: not like this"
 
 
 def test_one_head_of_many_can_be_pruned(engine, make_job):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import socket
@@ -18,7 +19,7 @@ from hub import Hub
 from harness import WeightsError
 from harness.documents import file_sha256
 from harness.engine.weights import preflight, probe, resolve_weights
-from harness.errors import UsageError
+from harness.errors import PluginError, UsageError
 from harness.records import Provider
 from harness.registry import Component
 from harness.specs import BackboneSpec, WeightsSpec
@@ -243,6 +244,25 @@ def test_a_download_that_fails_in_a_plugins_own_way_is_a_weights_error():
     with pytest.raises(WeightsError, match="surprise") as caught:
         check(a_backbone("net", fetch=fetch))
     assert "someone/net" in caught.value.where
+
+
+def test_a_plugin_that_cannot_tell_of_its_weights_is_named(tmp_path):
+    def fail():
+        raise KeyError("surprise")
+
+    for cached, why in ((fail, "KeyError: 'surprise'"), (lambda: "net.pt", "'net.pt', neither the Path")):
+        backbone = a_backbone("net")
+        weights = dataclasses.replace(backbone.spec.weights, cached=cached)
+        backbone = dataclasses.replace(backbone, spec=dataclasses.replace(backbone.spec, weights=weights))
+        with pytest.raises(PluginError, match="backbone 'net' cannot say whether its weights") as caught:
+            check(backbone)
+        assert why in caught.value.why
+        assert caught.value.where == "plugin p (d 1)"
+
+
+def test_a_download_that_gives_no_file_is_a_weights_error():
+    with pytest.raises(WeightsError, match=r"fetch\(\) returned 'net.pt'"):
+        check(a_backbone("net", fetch=lambda: "net.pt"))
 
 
 def run_script(hub_url, cache, *names, **environment):

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from harness.engine.backbone import blamed, build_backbone, find_cached
+from harness.errors import PluginError
 from harness.registry import Component, Registry, load_registry
 from harness.specs import BackboneSpec
 from harness.text import safe_text
@@ -64,7 +66,10 @@ def list_models(
     licence: str | None,
     as_json: bool,
 ) -> None:
-    """List backbones: name, input size, licence and source of the weights, and whether they are cached."""
+    """List backbones: name, input size, licence and source of the weights, and whether they are cached.
+
+    A ? stands where a plugin fails to say so: `harness models info NAME` tells why.
+    """
     catalog = load_registry(plugins or ()).backbones
     names = catalog.names()
     if patterns:
@@ -72,14 +77,14 @@ def list_models(
     rows, without = [], 0
     for name in names:
         component = catalog.get(name)
-        row = describe(component)
+        row = describe(component, cached=_is_cached(component))
         if pretrained and not row["pretrained"]:
             without += 1
             continue
         if (cached and not row["cached"]) or (licence and licence.lower() not in row["licence"].lower()):
             continue
         if max_params is not None:
-            row["params"] = count_params(component.spec)
+            row["params"] = count_params(component)
             if row["params"] > max_params:
                 continue
         rows.append(row)
@@ -103,13 +108,13 @@ def info(plugins: tuple[str, ...], name: str, as_json: bool) -> None:
     registry: Registry = load_registry(plugins or ())
     component = registry.backbones.get(name)
     spec = component.spec
-    model = spec.build(CLASSES, None, spec.input.size)
-    row = describe(component)
+    model = build_backbone(component, CLASSES, None, spec.input.size)
+    row = describe(component, cached=find_cached(component) is not None)
     row["summary"] = spec.summary
     row["provider"] = dataclasses.asdict(component.provider)
     row["input_spec"] = dataclasses.asdict(spec.input)
     row["params"] = sum(parameter.numel() for parameter in model.parameters())
-    row["freeze"] = freeze_ladder(spec, model)
+    row["freeze"] = freeze_ladder(component, model)
     row["blocks"] = row["freeze"][0]["blocks"]
     if as_json:
         click.echo(json.dumps({"schema": SCHEMA, "model": row}, indent=2))
@@ -145,7 +150,7 @@ def info(plugins: tuple[str, ...], name: str, as_json: bool) -> None:
     )
 
 
-def describe(component: Component[BackboneSpec]) -> dict[str, Any]:
+def describe(component: Component[BackboneSpec], *, cached: bool | None) -> dict[str, Any]:
     """Return one row of the list; builds nothing."""
     spec, weights = component.spec, component.spec.weights
     return {
@@ -155,29 +160,40 @@ def describe(component: Component[BackboneSpec]) -> dict[str, Any]:
         "pretrained": weights is not None,
         "licence": weights.licence if weights else "",
         "source": weights.source if weights else "",
-        "cached": weights is not None and weights.cached() is not None,
+        "cached": cached,
     }
 
 
-def count_params(spec: BackboneSpec) -> int:
+def _is_cached(component: Component[BackboneSpec]) -> bool | None:
+    """Say whether a backbone's weights are here; None where its plugin fails, which is one row's concern."""
+    try:
+        return find_cached(component) is not None
+    except PluginError:
+        return None
+
+
+def count_params(component: Component[BackboneSpec]) -> int:
     """Return the number of parameters with a head of 1000 classes; takes no memory where that is possible."""
     import torch
 
+    spec = component.spec
     try:
         with torch.device("meta"):
             model = spec.build(CLASSES, None, spec.input.size)
     # Some constructors compute with tensors, which have no values on that device.
     except Exception:
-        model = spec.build(CLASSES, None, spec.input.size)
+        model = build_backbone(component, CLASSES, None, spec.input.size)
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def freeze_ladder(spec: BackboneSpec, model: nn.Module) -> list[dict[str, Any]]:
+def freeze_ladder(component: Component[BackboneSpec], model: nn.Module) -> list[dict[str, Any]]:
     """Return what some freeze depths freeze."""
     from harness.engine.freeze import plan_freeze
 
-    blocks = spec.blocks(model) if spec.blocks else None
-    head = spec.head(model) if spec.head else None
+    spec = component.spec
+    with blamed(component, "cannot name its blocks and its head"):
+        blocks = spec.blocks(model) if spec.blocks else None
+        head = spec.head(model) if spec.head else None
     ladder = []
     for depth in DEPTHS:
         plan = plan_freeze(model, depth, blocks=blocks, head=head, image_size=spec.input.size)
@@ -204,6 +220,8 @@ def print_table(columns: list[str], rows: list[list[str]]) -> None:
 
 def _cell(row: dict[str, Any], column: str) -> str:
     value = row[column]
+    if value is None:
+        return "?"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if column == "params":

@@ -21,12 +21,16 @@ from harness.engine.freeze import FreezePlan, set_train_mode
 from harness.engine.precision import autocast
 from harness.engine.source import Source
 from harness.errors import PluginError
+from harness.isolation import naming
 from harness.records import EpochRecord, TrialConfig
 from harness.specs import OptimizerSpec, ParamGroup, ScheduleSpec
 
 Prediction: TypeAlias = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]
 """Class probabilities (N, C) and labels (N,), in the order of their split."""
 
+
+Criterion: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""`(logits, labels) -> scalar`."""
 
 _SHORTAGE = (
     # Of cuDNN, when no algorithm found the room to run.
@@ -111,6 +115,11 @@ def fit(
     run_evaluated = bind_suffix(evaluated, cut)
     run = forward or (bind_suffix(model, cut) if average else run_evaluated)
 
+    def criterion(logits: Tensor, labels: Tensor) -> Tensor:
+        with naming("loss", config.loss):
+            value: Tensor = loss(logits, labels)
+            return value
+
     step = images = 0
     parts = 1
     curve: list[EpochRecord] = []
@@ -127,7 +136,7 @@ def fit(
             while True:
                 updater.zero_grad(set_to_none=True)
                 try:
-                    value = backward(run, loss, inputs, labels, parts, config.precision)
+                    value = backward(run, criterion, inputs, labels, parts, config.precision)
                     break
                 except RuntimeError as error:
                     if not is_out_of_memory(error):
@@ -144,7 +153,8 @@ def fit(
                     torch.cuda.empty_cache()
             if config.clip_grad:
                 nn.utils.clip_grad_norm_(trainable, config.clip_grad)
-            updater.step()
+            with naming("optimizer", config.optimizer):
+                updater.step()
             if average:
                 average.update(model, step=step)
             total += value
@@ -204,7 +214,7 @@ def _is_training_norm(module: nn.Module) -> bool:
 
 
 def backward(
-    run: Forward, loss: nn.Module, inputs: Sequence[Tensor], labels: Tensor, parts: int, precision: str
+    run: Forward, loss: Criterion, inputs: Sequence[Tensor], labels: Tensor, parts: int, precision: str
 ) -> Tensor:
     """Add up the gradients of a batch that goes through in parts, and return its mean loss.
 
@@ -274,12 +284,21 @@ def build_optimizer(model: nn.Module, loss: nn.Module, config: TrialConfig, spec
     )
     own = [parameter for parameter in loss.parameters() if parameter.requires_grad]
     groups.append({"params": own, "weight_decay": 0.0})
-    return spec.build([{**group, "lr": config.lr} for group in groups if group["params"]])
+    with naming("optimizer", config.optimizer):
+        return spec.build([{**group, "lr": config.lr} for group in groups if group["params"]])
 
 
 def warmed_up(schedule: ScheduleSpec, steps: int, warmup: float) -> Callable[[int], float]:
     """Return step -> factor on the learning rate: a linear rise, then the schedule."""
     warm = int(steps * warmup)
-    after = schedule.build(max(1, steps - warm))
-    # A factor that is an array or a tensor would be a record's learning rate, too.
-    return lambda step: (step + 1) / (warm + 1) if step < warm else float(after(step - warm))
+    with naming("schedule", schedule.name):
+        after = schedule.build(max(1, steps - warm))
+
+    def factor(step: int) -> float:
+        if step < warm:
+            return (step + 1) / (warm + 1)
+        with naming("schedule", schedule.name):
+            # A factor that is an array or a tensor would be a record's learning rate, too.
+            return float(after(step - warm))
+
+    return factor

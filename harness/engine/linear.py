@@ -23,6 +23,7 @@ from harness.engine.fit import DivergedError, Prediction, build_optimizer, warme
 from harness.engine.precision import dtype_of
 from harness.engine.randomness import RandomState
 from harness.engine.updates import rule_of, smoothing_of
+from harness.isolation import naming
 from harness.records import EpochRecord, TrialConfig
 from harness.specs import OptimizerSpec, ScheduleSpec
 
@@ -147,7 +148,7 @@ class LinearHead:
         with self.alone():
             leaf = logits.t().float().contiguous().requires_grad_()
             self.optimizer.zero_grad(set_to_none=True)
-            with torch.enable_grad():
+            with torch.enable_grad(), naming("loss", self.config.loss):
                 value: Tensor = self.loss(leaf, labels)
             value.backward()
             loss.copy_(value.detach())
@@ -170,7 +171,8 @@ class LinearHead:
                 self.bias.grad = bias
             for group, lr in zip(self.optimizer.param_groups, self.base, strict=True):
                 group["lr"] = lr * self.factors[step]
-            self.optimizer.step()
+            with naming("optimizer", self.config.optimizer):
+                self.optimizer.step()
             self.store()
 
     def update_average(self, step: int) -> None:

@@ -15,6 +15,7 @@ from harness.data.manifest import Item
 from harness.engine.fit import DivergedError, Prediction, is_out_of_memory
 from harness.engine.job import TrialJob, TrialOutcome
 from harness.errors import DataError, HarnessError, StorageError, WeightsError
+from harness.isolation import component_of
 from harness.predictions import Predictions, write_predictions
 from harness.records import CostRecord, EpochRecord
 
@@ -101,11 +102,12 @@ def raise_if_machine_failed(error: Exception, job: TrialJob) -> None:
 
 
 def say_in_a_line(error: Exception) -> str:
-    """Return what one of our own errors says; of any other its type, and the first line of its message."""
+    """Return what an error says, and why; before it the component that raised it, where that is known."""
     if isinstance(error, HarnessError):
-        return _encodable(error.what)
-    text = str(error).strip().splitlines()
-    return _encodable(f"{type(error).__name__}: {text[0]}" if text else type(error).__name__)
+        said = [error.what, *error.why.splitlines()[:1]]
+    else:
+        said = [type(error).__name__, *str(error).strip().splitlines()[:1]]
+    return _encodable(": ".join(part for part in (component_of(error), *said) if part))
 
 
 def _encodable(text: str) -> str:

@@ -18,6 +18,7 @@ from torch import Tensor
 from harness.data.bank import centre_crop, prepare, short_side
 from harness.data.decode import DECODE, decode
 from harness.data.views import normalise, send
+from harness.engine.backbone import build_backbone
 from harness.engine.device import choose_device, chosen_kernels
 from harness.engine.layout import lay_out, layout_of
 from harness.engine.precision import autocast
@@ -60,7 +61,7 @@ def predict(
 
     Raises:
         StorageError: The weights do not fit the backbone.
-        PluginError: This version decodes images in another way.
+        PluginError: This version decodes images in another way, or the backbone cannot be built.
     """
     if decode_recipe != DECODE:
         raise PluginError(
@@ -68,7 +69,7 @@ def predict(
             fixes=["use the version of transfer-harness that its card names"],
         )
     target = choose_device(device)
-    model = registry.backbones.get(backbone).spec.build(num_classes, None, inputs.size)
+    model = build_backbone(registry.backbones.get(backbone), num_classes, None, inputs.size)
     try:
         safetensors.torch.load_model(model, str(weights), strict=True)
     except (RuntimeError, safetensors.SafetensorError) as error:

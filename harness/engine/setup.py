@@ -32,7 +32,7 @@ from harness.engine.prefix import Prefix, Sharing
 from harness.engine.residency import Residency, budget_of
 from harness.engine.source import Images, Source
 from harness.engine.store import ActivationStore, default_budget
-from harness.isolation import kept_random_state, seed_all
+from harness.isolation import kept_random_state, naming, seed_all
 from harness.provenance import code_sha256
 from harness.records import TrialConfig
 from harness.registry import Registry
@@ -214,11 +214,12 @@ class Setup:
             size = resident_bytes(bank)
             return self.residency.keep(bank.content, size, lambda: ResidentBank(bank, self.device))
 
-        policy = self._registry.augmentations.get(config.augmentation)
+        with naming("augmentation", config.augmentation):
+            built = self._registry.augmentations.get(config.augmentation).spec.build(inputs)
         return Images(
             banks,
             {split: torch.tensor([item.label for item in part]) for split, part in items.items()},
-            augmentation=Augmentation(config.augmentation, policy.spec.build(inputs), self._dataset_key),
+            augmentation=Augmentation(config.augmentation, built, self._dataset_key),
             policy_key=canonical(self._registry.provider("augmentation", config.augmentation)),
             inputs=inputs,
             device=self.device,

@@ -21,7 +21,7 @@ from harness.engine.precision import dtype_of
 from harness.engine.probing import HeadStart, Prober
 from harness.engine.setup import Opened, Setup
 from harness.engine.source import Source
-from harness.isolation import seed_all
+from harness.isolation import naming, seed_all
 from harness.records import EpochRecord, ProbeRecord, TrialConfig
 from harness.registry import Registry
 from harness.specs import ClassInfo
@@ -266,7 +266,8 @@ class Engine:
         """Build the loss of a trial; what it draws comes from the trial's seed alone."""
         seed_all(config.seed)
         classes = ClassInfo(num_classes=self._num_classes, counts=self._manifest.counts()["train"])
-        return self._registry.losses.get(config.loss).spec.build(classes)
+        with naming("loss", config.loss):
+            return self._registry.losses.get(config.loss).spec.build(classes).to(self.device)
 
     def _conclude(self, finished: Finished, job: TrialJob, opened: Opened) -> TrialOutcome:
         """Save what a training leaves behind, and score it."""

@@ -18,6 +18,7 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from harness.documents import file_sha256
+from harness.engine.backbone import find_cached
 from harness.errors import UsageError, WeightsError, nearest
 from harness.paths import expand
 from harness.records import WeightsRecord
@@ -60,6 +61,7 @@ def preflight(
     Raises:
         WeightsError: Files are missing, a backbone has no pretrained weights, or a download fails.
         UsageError: `weights` names a backbone that is not among them.
+        PluginError: A plugin cannot say whether its weights are here.
     """
     found = {backbone.provider.name: backbone for backbone in backbones}
     if init == "scratch":
@@ -98,6 +100,7 @@ def resolve_weights(
 
     Raises:
         WeightsError: A file that was named is missing, or the backbone has no pretrained weights.
+        PluginError: Its plugin cannot say whether they are here.
     """
     if init == "scratch":
         return ResolvedWeights(path=None, record=_SCRATCH)
@@ -117,7 +120,7 @@ def resolve_weights(
     _check_have_weights([backbone], weights_dir)
     spec = backbone.spec.weights
     assert spec is not None
-    cached = spec.cached()
+    cached = find_cached(backbone)
     return ResolvedWeights(path=cached, record=_record(spec.source, spec.licence, cached))
 
 
@@ -232,7 +235,10 @@ def _check_reachable(missing: Mapping[str, WeightsSpec]) -> None:
 
 def _fetch(name: str, spec: WeightsSpec) -> Path:
     try:
-        return spec.fetch()
+        path = spec.fetch()
+        if not (isinstance(path, Path) and path.is_file()):
+            raise TypeError(f"fetch() returned {path!r}, not the Path of a file")
+        return path
     except WeightsError:
         raise
     # A plugin's download may fail in any way.

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from harness.engine.freeze import FreezePlan, apply_freeze, plan_freeze, set_train_mode
-from harness.isolation import seed_all
+from harness.errors import HarnessError
+from harness.isolation import describe_error, seed_all
 from harness.kit.component import require
 from harness.kit.images import (
     keeps_the_form_of_images,
@@ -48,6 +49,23 @@ def _gives_logits(spec: BackboneSpec) -> None:
     for num_classes in (2, 7):
         with torch.inference_mode():
             _logits(spec, _model(spec, num_classes).eval(), _images(spec, 3), num_classes)
+
+
+def _takes_other_sizes(spec: BackboneSpec) -> None:
+    if spec.fixed_size:
+        return
+    # A multiple: patches and windows divide it too.
+    size = 2 * spec.input.size
+    try:
+        with torch.inference_mode():
+            model = spec.build(2, None, size).eval()
+            _logits(spec, model, torch.randn(1, 3, size, size), 2)
+    except HarnessError:
+        # It says so itself, before the first trial.
+        return
+    except Exception as error:
+        reason = describe_error(error)
+        raise AssertionError(f"images of {size} px fail, and fixed_size is not set: {reason}") from error
 
 
 def _repeats_itself_in_eval(spec: BackboneSpec) -> None:
@@ -188,12 +206,23 @@ def _ignores_the_order_of_classes(spec: LossSpec) -> None:
     require(same, f"with the classes in another order it is {after:.6g}, not {before:.6g}")
 
 
+def _goes_to_its_device(spec: LossSpec) -> None:
+    # A device that computes nothing stands for a GPU.
+    device = torch.device("meta")
+    loss = spec.build(ClassInfo(num_classes=len(_COUNTS), counts=_COUNTS)).to(device)
+    try:
+        loss(torch.zeros(20, 5, device=device), torch.zeros(20, dtype=torch.int64, device=device))
+    except Exception as error:
+        # What looks at values cannot run there, which says nothing.
+        stays = "not on the expected device meta" in str(error)
+        require(not stays, "on a GPU a tensor of it stays on the CPU: make it a parameter or a buffer")
+
+
 # --- optimizers -------------------------------------------------------------------------------------------
 
 
 def _middle(spec: OptimizerSpec) -> float:
     low, high = spec.lr
-    require(0 < low < high < math.inf, f"lr must be (low, high) with 0 < low < high, not {spec.lr}")
     return math.sqrt(low * high)
 
 
@@ -255,6 +284,7 @@ CHECKS: dict[str, dict[str, Callable[[Any], None]]] = {
     "dataset": {"states-its-terms": states_its_terms, "reads-or-says-why": reads_or_says_why},
     "backbone": {
         "gives-logits": _gives_logits,
+        "takes-other-sizes": _takes_other_sizes,
         "repeats-itself-in-eval": _repeats_itself_in_eval,
         "initialises-from-the-seed": _initialises_from_the_seed,
         "is-copied-whole": _is_copied_whole,
@@ -270,6 +300,7 @@ CHECKS: dict[str, dict[str, Callable[[Any], None]]] = {
         "is-a-scalar-with-a-gradient": _is_a_scalar_with_a_gradient,
         "prefers-the-right-answer": _prefers_the_right_answer,
         "ignores-the-order-of-classes": _ignores_the_order_of_classes,
+        "goes-to-its-device": _goes_to_its_device,
     },
     "optimizer": {
         "keeps-its-groups": _keeps_its_groups,

@@ -11,11 +11,10 @@ from pathlib import Path
 from harness.config import RunConfig, StudyConfig
 from harness.data.audit import SPLITS
 from harness.data.manifest import Manifest, SplitRules, check_dataset
-from harness.discovery import NAMED
 from harness.documents import write_document
 from harness.engine.job import TrialJob
 from harness.engine.weights import ResolvedWeights, preflight
-from harness.errors import DataError, NoTrialSucceeded, UnknownNameError, UsageError, WeightsError
+from harness.errors import DataError, NoTrialSucceeded, UsageError, WeightsError
 from harness.leaderboard.bundle import Bundle, PackedAnswers
 from harness.leaderboard.rerun import FILE, Comparison, RerunRecord, Retraining, compare, record_digest
 from harness.leaderboard.submit import make_bundle
@@ -24,6 +23,7 @@ from harness.predictions import read_predictions
 from harness.provenance import package_digests, package_versions
 from harness.records import TrialConfig, TrialRecord, folder_of
 from harness.registry import Registry
+from harness.search.components import check_run_components
 from harness.search.executors import Executor, build_executor
 from harness.search.folder import StudyFolder
 from harness.search.signals import StopSignal
@@ -81,7 +81,7 @@ def rerun(
         known = ", ".join(str(record.config.seed) for record in bundle.records)
         raise UsageError(f"the run has no seed {seed}", why=f"its seeds are {known}")
     config = records[0].config
-    _check_components(records[0], registry)
+    check_run_components(records[0], registry)
     manifest = _manifest(bundle, dataset, registry)
     resolved = preflight(
         [registry.backbones.get(config.backbone)],
@@ -196,26 +196,6 @@ def _manifest(bundle: Bundle, dataset: str, registry: Registry) -> Manifest:
             fixes=["restore the images", "of a bundle, name their folder: --data DIR"],
         )
     return manifest
-
-
-def _check_components(record: TrialRecord, registry: Registry) -> None:
-    """Check that all that the run was made of is here.
-
-    Raises:
-        UnknownNameError: A component is not; names the plugin that it came from.
-    """
-    for field, kind in COMPONENTS.items():
-        name = getattr(record.config, field)
-        try:
-            registry.catalog(kind).get(name)
-        except UnknownNameError:
-            home = record.providers.get(kind)
-            if home is None:
-                raise
-            fix = f"install {home.distribution} {home.version}"
-            if home.distribution == NAMED:
-                fix = f"load its plugin: harness -p {home.plugin} study rerun ..."
-            raise UnknownNameError(kind, name, (), where="the record of the run", more=fix) from None
 
 
 def _check_weights(record: TrialRecord, resolved: ResolvedWeights) -> None:

@@ -73,7 +73,7 @@ class RunningStudy:
             search: Run the trials that are missing; without it only the finalising step.
 
         Raises:
-            NoTrialSucceeded: It came to its end, or to its 20th trial, without one complete.
+            NoTrialSucceeded: It came to its end without a complete trial, or after 20 that failed.
             StorageError: The study's files or its database fail.
         """
         with self._index.errors(), self._stop.polled():

@@ -13,11 +13,13 @@ from harness.config import StudyConfig
 from harness.data.folder import look_at_folder
 from harness.data.manifest import Manifest, SplitRules, load_manifest, resolve
 from harness.data.scan import Keep
+from harness.engine.backbone import build_backbone
 from harness.engine.weights import ResolvedWeights, preflight
-from harness.errors import HarnessError, PluginError, UsageError
+from harness.errors import UsageError
 from harness.registry import Registry, load_registry
 from harness.search.budget import Budget
 from harness.search.child import start_child
+from harness.search.components import check_study_components
 from harness.search.folder import ImportedTrial, StudyFolder, default_name, identity, locked_study
 from harness.search.generations import find_study, new_generation, was_asked
 from harness.search.result import StudyResult
@@ -51,7 +53,7 @@ def run_study(
 
     Raises:
         UsageError: Unknown names, a device that is not there, images of a size that a backbone cannot take,
-            or a study of that name with another space, other settings, data or weights.
+            or a study of that name with another space, other settings, data, weights or plugins.
         PluginError: A plugin is broken, or two collide.
         DataError: The data set is missing or unusable; before any training.
         WeightsError: Pretrained weights cannot be had, or are not those of their backbone; before it trains.
@@ -84,6 +86,7 @@ def run_study(
             path, imports = new_generation(name, runs, config, space, protocol, extend=extend)
         else:
             path, space = folder.path, folder.space
+            check_study_components(folder, registry, command="study run")
         # Downloads take long: another process may have begun the study when they are done.
         weights = _preflight(space, config, registry)
         digests = _digests(weights)
@@ -128,7 +131,8 @@ def finalize_study(
         registry: The plugins; default: all that are installed.
 
     Raises:
-        UsageError: There would be no finalist, or the data set or the weights are not the study's any more.
+        UsageError: There would be no finalist, or the data set, the weights or the plugins are not the
+            study's any more.
         DataError, WeightsError: Data or weights are missing.
         NoTrialSucceeded: The study has no complete trial.
         StorageError: The study's folder cannot be used.
@@ -152,6 +156,7 @@ def finalize_study(
             where=str(path),
             fixes=["add --finalists 3"],
         )
+    check_study_components(folder, registry, command="study finalize")
     stop = StopSignal()
     with stop.installed():
         manifest = _load(config, registry)
@@ -204,18 +209,7 @@ def _build(
     """Build backbones as trials do: what cannot be built with its image size or its checkpoint shows here."""
     for name in names:
         path = weights[name].path if name in weights else None
-        try:
-            registry.backbones.get(name).spec.build(num_classes, path, space.image_sizes[name])
-        except HarnessError:
-            raise
-        except Exception as error:
-            from harness.engine.outcome import say_in_a_line
-
-            raise PluginError(
-                f"backbone {name!r} cannot be built for images of {space.image_sizes[name]} px",
-                why=say_in_a_line(error),
-                fixes=["leave the backbone out", "report it to the author of the backbone"],
-            ) from error
+        build_backbone(registry.backbones.get(name), num_classes, path, space.image_sizes[name])
 
 
 def _look_at_data(config: StudyConfig, registry: Registry) -> None:

@@ -65,7 +65,8 @@ def describe_timm(name: str) -> BackboneSpec:
             mean=tuple(cfg.mean),
             std=tuple(cfg.std),
             interpolation=_INTERPOLATIONS.get(cfg.interpolation, "bicubic"),
-            crop=cfg.crop_pct,
+            # The host resizes to no less than what is cropped: a share above 1, which VOLO has, is 1 to it.
+            crop=min(cfg.crop_pct, 1.0),
         ),
         weights=_timm_weights(cfg),
         blocks=partial(list_timm_blocks, head),
