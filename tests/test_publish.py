@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import html
 import io
 import json
@@ -9,7 +10,7 @@ from html.parser import HTMLParser
 
 import jsonschema
 import pytest
-from bundles_factory import make_bundle
+from bundles_factory import make_bundle, make_failed
 
 from harness.documents import canonical, digest
 from harness.errors import StorageError
@@ -182,6 +183,117 @@ def test_bundles_that_are_all_broken_give_documents_that_say_so(tmp_path):
     assert "0 runs" in made.files["index.html"]
 
 
+def test_a_seed_that_failed_counts_on_the_published_board_as_on_one_s_own(tmp_path, embedded):
+    bundle = make_failed(make_bundle(**SMALL, dataset="x"), 5)
+    write_bundle(tmp_path, bundle)
+    made = publish(tmp_path)
+    ((row,),) = (board.rows for board in made.boards)
+    (board,) = made.boards
+    assert (row.seeds, row.failed) == (1, 1)
+    assert row.f1 == pytest.approx((bundle.records[0].scores["test"].f1 + board.floor.f1) / 2)
+    assert "| 1\\! |" in made.files["LEADERBOARD.md"]
+    assert "| 1/2 |" in made.files["LEADERBOARD.md"]
+    assert "1! & " in made.files["leaderboard.tex"]
+    assert '<td class="n">1!</td>' in made.files["index.html"]
+    assert '<td class="n">1/2</td>' in made.files["index.html"]
+    (run,) = embedded(made.files["index.html"])["runs"].values()
+    assert [seed for seed, *_ in run["seeds"]] == [1, "5, failed"]
+    assert run["seeds"][1][3] == round(10_000 * board.floor.f1)
+
+
+def test_a_run_that_grew_is_on_the_board_once(tmp_path, harness_cli):
+    small = make_bundle(**{**SMALL, "seeds": (1, 2)}, dataset="x")
+    part = dataclasses.replace(small, records=small.records[:1], answers=small.answers[:1])
+    later = dataclasses.replace(small, trials={"complete": 40})
+    failed = make_failed(part, 2)
+    whole = make_failed(later, 3)
+    records = tmp_path / "records"
+    files = {
+        name: write_bundle(records, one).relative_to(records).as_posix()
+        for name, one in (("part", part), ("small", small), ("later", later), ("failed", failed))
+    }
+    made = publish(records)
+    assert [row.source for board in made.boards for row in board.rows] == [later.digest]
+    assert (made.runs, list(made.rejected)) == (1, [])
+    reasons = {one.file: one.reason for one in made.repeated}
+    assert reasons == {
+        files[name]: f"its trainings are all in {files['later']}" for name in files if name != "later"
+    }
+    write_bundle(records, whole)
+    assert [row.source for board in publish(records).boards for row in board.rows] == [whole.digest]
+    code, _, err = harness_cli("leaderboard", "publish", "--records", records, "--to", tmp_path)
+    assert code == 0
+    assert f"counts once {files['part']}: its trainings are all in x/{whole.digest[:16]}.json" in err
+
+
+def test_of_the_same_trainings_the_bundle_that_was_re_run_counts(tmp_path):
+    from harness.leaderboard.crosscheck import find_repeated
+
+    one = make_bundle(**SMALL, dataset="x")
+    other = dataclasses.replace(one, trials={"complete": 40})
+    for tiers, counts in ((("re-run", "recomputed"), one), (("recomputed", "recomputed"), other)):
+        bundles = {bundle.digest: (bundle, tier) for bundle, tier in zip((one, other), tiers, strict=True)}
+        (repeated,) = find_repeated(bundles).items()
+        assert repeated[1] == counts.digest
+
+
+def counting(bundle, train):
+    """Return the bundle with other counts of the training images."""
+    records = tuple(
+        dataclasses.replace(
+            record,
+            dataset=dataclasses.replace(record.dataset, counts={**record.dataset.counts, "train": train}),
+        )
+        for record in bundle.records
+    )
+    return dataclasses.replace(bundle, records=records)
+
+
+def test_counts_of_training_images_that_others_contradict_are_left_out(tmp_path):
+    honest = [make_bundle(**SMALL, dataset="x", draw=draw, backbone=f"net-{draw}") for draw in range(2)]
+    forged = counting(make_bundle(**SMALL, dataset="x", draw=7, backbone="zzz"), (0, 99))
+    paths = [write_bundle(tmp_path, bundle) for bundle in (*honest, forged)]
+    made = publish(tmp_path)
+    (rejected,) = made.rejected
+    assert rejected.file == f"x/{paths[2].name}"
+    assert "counts the training images otherwise than most bundles of its protocol" in rejected.reason
+    ((board),) = made.boards
+    assert (made.runs, board.counts["train"], board.floor.label) == (2, 21, "ants")
+    paths[1].unlink()
+    made = publish(tmp_path)
+    assert made.runs == 0
+    assert {"otherwise than as many other bundles" in one.reason for one in made.rejected} == {True}
+
+
+def test_what_no_check_foresaw_takes_out_its_bundle_alone(records, monkeypatch):
+    from harness.leaderboard import publish as module
+
+    def summarise(bundle, shared):
+        if bundle.records[0].config.backbone == "resnet18.a1_in1k":
+            raise OverflowError("int too large to convert to float")
+        return before(bundle, shared)
+
+    before = module.summarise_run
+    monkeypatch.setattr(module, "summarise_run", summarise)
+    made = publish(records)
+    assert made.runs == 2
+    assert [one.reason for one in made.rejected] == [
+        "it cannot be shown: OverflowError('int too large to convert to float')"
+    ] * 2
+
+
+def test_what_no_check_of_a_bundle_foresaw_is_its_verdict(records, monkeypatch):
+    def record_problems(record):
+        raise IndexError("tuple index out of range")
+
+    monkeypatch.setattr("harness.leaderboard.verify.record_problems", record_problems)
+    made = publish(records)
+    assert made.runs == 0
+    assert {one.reason for one in made.rejected} == {
+        "it cannot be checked: IndexError('tuple index out of range')"
+    }
+
+
 def truncate(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
@@ -308,6 +420,16 @@ def test_many_classes_are_summed_into_groups_and_their_largest_confusions(tmp_pa
     errors = sum(map(sum, confusion)) - sum(confusion[at][at] for at in range(102))
     assert found["rest"] == [errors - sum(count for *_, count in triples), 600]
     assert sum(unpack(found["coarse"])[1::2]) == 600
+
+
+@pytest.mark.parametrize("classes", [30, 31, 32, 33])
+def test_each_class_is_counted_once_whether_whole_or_in_groups(classes):
+    from harness.leaderboard.panel import Shared, summarise_run
+
+    bundle = make_bundle(dataset="some", classes=classes, n=4 * classes, seeds=(1,), epochs=1)
+    found = summarise_run(bundle, Shared())["confusion"]
+    assert ("cells" in found) == (classes <= 32)
+    assert sum(unpack(found["cells"] if "cells" in found else found["coarse"])[1::2]) == 4 * classes
 
 
 def test_the_f1_of_each_class_is_that_of_the_record(tmp_path, embedded):

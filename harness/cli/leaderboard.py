@@ -311,6 +311,8 @@ def publish(ctx: click.Context, records: Path, to: Path, check: bool) -> None:
     made = publishing.publish(records, jobs=_processors())
     for rejected in made.rejected:
         _say(f"left out {rejected.file}: {rejected.reason}")
+    for repeated in made.repeated:
+        _say(f"counts once {repeated.file}: {repeated.reason}")
     if not made.runs:
         _say(
             f"nothing to rank: no sound bundle under {records}",

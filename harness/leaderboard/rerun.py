@@ -97,7 +97,7 @@ class Comparison:
 
 def record_digest(record: TrialRecord) -> str:
     """Return the SHA-256 that a record's file states of itself."""
-    return digest(dataclasses.asdict(record))
+    return digest(record)
 
 
 def compare(bundle: Bundle, trainings: tuple[Retraining, ...]) -> Comparison:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harness.errors import StorageError, UnknownNameError, UsageError
@@ -40,14 +40,14 @@ def make_bundle(study_folder: Path, number: int) -> Bundle:
         StorageError: Records, manifest or predictions are missing, damaged, or not of each other.
     """
     records = read_records(study_folder)
-    finals = [r for r in records if r.kind == "final" and r.number == number and r.state == "complete"]
+    own = [record for record in records if record.kind == "final" and record.number == number]
+    finals, failed = ([r for r in own if r.state == state] for state in ("complete", "failed"))
     if not finals:
         raise UsageError(
             f"trial {number} of study {study_folder.name!r} has no final training",
             where=str(study_folder),
             fixes=["harness study show tells which are final", "harness study finalize trains finalists"],
         )
-    finals.sort(key=lambda record: record.config.seed)
     manifest = read_samples(study_folder)
     _check_manifest(study_folder, manifest, finals[0])
     samples = {split: manifest.splits[split] for split in SPLITS}
@@ -56,6 +56,8 @@ def make_bundle(study_folder: Path, number: int) -> Bundle:
         samples=samples,
         answers=tuple(_answers(study_folder / record.folder, record, samples) for record in finals),
         trials=dict(Counter(record.state for record in records if record.kind == "search")),
+        # What an error says after its kind may name paths of this machine.
+        failed=tuple(replace(record, reason=record.reason.partition(":")[0]) for record in failed),
     )
 
 
