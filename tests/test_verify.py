@@ -14,7 +14,14 @@ from harness import metrics
 from harness.documents import canonical, digest, from_json
 from harness.leaderboard.bundle import Bundle, read_bundle, write_bundle
 from harness.leaderboard.publish import publish
-from harness.leaderboard.rerun import RerunRecord, Retraining, compare, record_digest, write_rerun
+from harness.leaderboard.rerun import (
+    RerunRecord,
+    Retraining,
+    compare,
+    join_reruns,
+    record_digest,
+    write_rerun,
+)
 from harness.leaderboard.submit import make_bundle
 from harness.leaderboard.verify import bundle_entries, verify, verify_file
 from harness.records import Protocol
@@ -516,6 +523,15 @@ def test_a_rerun_that_does_not_hold_lifts_nothing(bundle):
         assert reason in verdict.notes[0]
     honest = repeat(bundle, trainings=other_training(bundle, answers=wrong), outcome="not reproduced")
     assert "the run was not reproduced" in verify(bundle, reruns=[honest]).notes[0]
+
+
+def test_of_two_repetitions_the_later_counts(bundle):
+    done = repeat(bundle)
+    old = repeat(bundle, trainings=other_training(bundle, model="0" * 64), created="2020-01-01")
+    assert join_reruns(bundle, [done, old]) == done
+    new = dataclasses.replace(old, created="2027-01-01")
+    joined = join_reruns(bundle, [new, done])
+    assert (joined.outcome, joined.created) == ("within tolerance", "2027-01-01")
 
 
 def test_tolerances_are_of_answers_on_cpus_and_of_mean_scores_on_a_gpu(bundle):

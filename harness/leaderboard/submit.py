@@ -11,7 +11,14 @@ from harness.errors import StorageError, UnknownNameError, UsageError
 from harness.leaderboard.bundle import Bundle, PackedAnswers, read_bundle, write_bundle
 from harness.leaderboard.rerun import FILE as RERUN
 from harness.leaderboard.rerun import SCHEMA as RERUN_SCHEMA
-from harness.leaderboard.rerun import RerunRecord, check_rerun, read_rerun, write_rerun
+from harness.leaderboard.rerun import (
+    RerunRecord,
+    check_rerun,
+    join_reruns,
+    read_rerun,
+    repeats_any,
+    write_rerun,
+)
 from harness.leaderboard.verify import verify
 from harness.predictions import Predictions, read_predictions
 from harness.records import TrialRecord, read_records, study_folders
@@ -86,13 +93,11 @@ def submit(run: str, to: Path, runs: Path) -> list[Submission]:
     for folder, number in find_runs(run, runs):
         bundle = make_bundle(folder, number)
         _check(bundle, f"{folder.name}/{number}")
-        own = folder / "reruns" / bundle.digest[:16] / RERUN
-        found = [read_rerun(own)] if own.exists() else []
-        made.append(
-            Submission(
-                bundle=write_bundle(to, bundle), reruns=tuple(write_rerun(reruns, one) for one in found)
-            )
-        )
+        # A rerun names the bundle of its time: more trials since then, or seeds, make another.
+        found = [read_rerun(path) for path in sorted(folder.glob(f"reruns/*/{RERUN}"))]
+        found = [one for one in found if repeats_any(bundle, one)]
+        own = (write_rerun(reruns, join_reruns(bundle, found)),) if found else ()
+        made.append(Submission(bundle=write_bundle(to, bundle), reruns=own))
     return made
 
 
