@@ -422,6 +422,35 @@ def test_many_classes_are_summed_into_groups_and_their_largest_confusions(tmp_pa
     assert sum(unpack(found["coarse"])[1::2]) == 600
 
 
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("1. petals", r"1\. petals"),
+        ("12) petals", r"12\) petals"),
+        ("- petals", r"\- petals"),
+        ("+ petals", r"\+ petals"),
+        ("---", r"\---"),
+        ("===", r"\==="),
+        ("    petals", "petals"),
+        ("3 petals", "3 petals"),
+        ("1.5 petals", r"1\.5 petals"),
+    ],
+)
+def test_a_caption_begins_no_list_or_block(name, shown):
+    from harness.leaderboard.render import escape_paragraph
+
+    assert escape_paragraph(name) == shown
+
+
+def test_shared_ranks_across_data_sets_are_marked(tmp_path):
+    for dataset in ("x", "y"):
+        for backbone in ("one", "two"):
+            write_bundle(tmp_path, make_bundle(**SMALL, dataset=dataset, backbone=backbone))
+    text = publish(tmp_path).files["LEADERBOARD.md"]
+    assert "| 1= | one | 1.50 |" in text
+    assert "| 1= | two | 1.50 |" in text
+
+
 @pytest.mark.parametrize("classes", [30, 31, 32, 33])
 def test_each_class_is_counted_once_whether_whole_or_in_groups(classes):
     from harness.leaderboard.panel import Shared, summarise_run

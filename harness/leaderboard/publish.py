@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -23,7 +24,13 @@ from harness.leaderboard.latex import format_latex
 from harness.leaderboard.page import render_page
 from harness.leaderboard.panel import Shared, summarise_run
 from harness.leaderboard.rank import rank
-from harness.leaderboard.render import escape_markdown, format_csv, format_json, format_markdown
+from harness.leaderboard.render import (
+    escape_markdown,
+    escape_paragraph,
+    format_csv,
+    format_json,
+    format_markdown,
+)
 from harness.leaderboard.schema import json_schema
 from harness.leaderboard.summary import Summary, summarise
 from harness.leaderboard.verify import SURPRISES, Verdict, bundle_entries, verify_file
@@ -264,7 +271,9 @@ def _format_document(
             f"## {escape_markdown(board.dataset)}\n\n{format_markdown([board])}\n{floor}Classes: {classes}.\n"
         )
     if rejected:
-        lines = "".join(f"* {escape_markdown(one.file)}: {escape_markdown(one.reason)}\n" for one in rejected)
+        lines = "".join(
+            f"* {escape_paragraph(one.file)}: {escape_markdown(one.reason)}\n" for one in rejected
+        )
         parts.append(f"## Left out\n\nThese bundles could not be ranked.\n\n{lines}")
     return "\n".join(parts)
 
@@ -272,9 +281,10 @@ def _format_document(
 def _format_summary(summary: Summary) -> str:
     heads = ["#", "backbone", "mean rank", "Borda", "win rate", *summary.datasets]
     rules = ["---:", "---"] + ["---:"] * (len(heads) - 2)
+    shared = Counter(item.rank for item in summary.standings)
     rows = [
         [
-            str(item.rank),
+            f"{item.rank}{'=' * (shared[item.rank] > 1)}",
             item.backbone,
             f"{item.mean_rank:.2f}",
             f"{item.borda:g}",
@@ -285,4 +295,4 @@ def _format_summary(summary: Summary) -> str:
     ]
     lines = [[escape_markdown(cell) for cell in line] for line in (heads, *rows)]
     table = "".join(f"| {' | '.join(line)} |\n" for line in (lines[0], rules, *lines[1:]))
-    return f"{escape_markdown(summary.caption())}\n\n{table}"
+    return f"{escape_paragraph(summary.caption())}\n\n{table}"
