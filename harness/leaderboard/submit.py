@@ -20,6 +20,7 @@ from harness.leaderboard.rerun import (
     write_rerun,
 )
 from harness.leaderboard.verify import verify
+from harness.paths import runs_flag, study_arguments
 from harness.predictions import Predictions, read_predictions
 from harness.records import TrialRecord, read_records, study_folders
 from harness.samples import SampleList, Samples, protocol_digest, read_samples, split_digest
@@ -122,14 +123,13 @@ def find_runs(run: str, runs: Path) -> list[tuple[Path, int]]:
                 f"study {path.name!r} has no final training" + (f" of trial {number}" if finals else ""),
                 where=str(path),
                 why=f"there are those of trial {numbers}" if finals else "",
-                fixes=[f"harness study finalize {path.name} --finalists 1"],
+                fixes=[f"harness study finalize {study_arguments(path)} --finalists 1"],
             )
         return [(path, one) for one in (sorted(finals) if number is None else [number])]
     if run.endswith(".json"):
         raise StorageError("no such file", where=run, fixes=["check the path of the bundle or rerun.json"])
-    raise UnknownNameError(
-        "study", found[1] if found else run, folders, where=str(runs), more="list them: harness study list"
-    )
+    more = f"list them: harness study list{runs_flag(runs)}"
+    raise UnknownNameError("study", found[1] if found else run, folders, where=str(runs), more=more)
 
 
 def _check_manifest(study_folder: Path, manifest: SampleList, record: TrialRecord) -> None:
