@@ -14,6 +14,7 @@ from harness.leaderboard import render
 from harness.leaderboard.board import COLUMNS
 from harness.leaderboard.entry import Entry
 from harness.leaderboard.render import (
+    escape_paragraph,
     format_count,
     format_csv,
     format_json,
@@ -304,6 +305,24 @@ def test_print_boards_fits_a_terminal_and_fills_a_pipe(monkeypatch):
     assert heading(shown[True]) == ["#", "backbone", "val", "F1 [95 %]", "gap"]
     assert all(cell_len(line) <= 80 for line in shown[True].splitlines())
     assert heading(shown[False]) == ORDER
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("1. petals", r"1\. petals"),
+        ("12) petals", r"12\) petals"),
+        ("- petals", r"\- petals"),
+        ("+ petals", r"\+ petals"),
+        ("---", r"\---"),
+        ("===", r"\==="),
+        ("    petals", "petals"),
+        ("3 petals", "3 petals"),
+        ("1.5 petals", r"1\.5 petals"),
+    ],
+)
+def test_a_caption_begins_no_list_or_block(name, shown):
+    assert escape_paragraph(name) == shown
 
 
 def test_columns_are_as_wide_as_a_terminal_shows_them():

@@ -31,18 +31,20 @@ def find_repeated(bundles: Mapping[str, tuple[Bundle, Tier]]) -> dict[str, str]:
     Args:
         bundles: By digest, with their tiers.
     """
-    held = {name: _held(name, bundle, tier) for name, (bundle, tier) in bundles.items()}
-    having: dict[str, list[str]] = defaultdict(list)
-    for name in sorted(held):
-        for record in held[name].complete:
-            having[record].append(name)
+    runs: dict[tuple[object, ...], list[str]] = defaultdict(list)
+    for name, (bundle, _) in bundles.items():
+        first = bundle.records[0]
+        runs[first.protocol.digest, first.study, first.number, first.config.digest()].append(name)
     found: dict[str, str] = {}
-    for name, own in held.items():
-        # What holds all of its records holds any of them.
-        rivals = [other for other in having[min(own.complete)] if _is_in(own, held[other])]
-        best = max(rivals, key=lambda other: held[other].worth)
-        if best != name:
-            found[name] = best
+    # Digests of records take their time, and most runs are there once.
+    for names in (names for names in runs.values() if len(names) > 1):
+        held = {name: _held(name, *bundles[name]) for name in names}
+        for name, own in held.items():
+            best = max(
+                (other for other in held.values() if _is_in(own, other)), key=lambda other: other.worth
+            )
+            if best is not own:
+                found[name] = best.worth[-1]
     return found
 
 

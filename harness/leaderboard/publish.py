@@ -140,6 +140,7 @@ def _surprise(one: _Verified) -> str:
 def _make(
     verified: Mapping[str, _Verified], rejected: Sequence[Rejected], repeated: Sequence[Rejected]
 ) -> Publication:
+    """Rank what holds, and write the files."""
     entries = [entry for one in verified.values() for entry in one.entries]
     boards: dict[Metric, list[Leaderboard]] = {
         "f1": rank(entries, metric="f1", split="test"),
