@@ -20,23 +20,35 @@ from harness.errors import StorageError
 T = TypeVar("T")
 _SCALARS: Mapping[type[Any], set[type[Any]]] = {int: {int}, float: {int, float}, str: {str}}
 """What may stand for a type in JSON."""
+SPARSE: Mapping[str, bool] = {"sparse": True}
+"""Metadata of a dataclass's field that JSON leaves out where it is empty."""
+_LARGEST = 2**63
+"""No whole number in a document is further from 0: JSON's have no end, those of arrays and tables have."""
 
 
 def canonical(value: object) -> str:
     """Write JSON in the one form that digests are taken of: sorted keys, no spaces, UTF-8, no NaN.
 
-    A dataclass is an object of its fields. `dataclasses.asdict` says the same, and copies each number first.
+    A dataclass is an object of its fields (`body_of`).
     """
     return json.dumps(
-        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False, default=_fields
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False, default=body_of
     )
 
 
-def _fields(value: object) -> dict[str, Any]:
+def body_of(value: object) -> dict[str, Any]:
+    """Return the fields of a dataclass as its JSON has them: `SPARSE` ones only where they hold something."""
     if not dataclasses.is_dataclass(value):
         raise TypeError(f"no JSON of {type(value).__name__}")
     cls: Any = type(value)
-    return {name: getattr(value, name) for name in _hints(cls)}
+    found = {name: getattr(value, name) for name in _hints(cls)}
+    sparse = _sparse(cls)
+    return {name: part for name, part in found.items() if part or name not in sparse} if sparse else found
+
+
+@functools.cache
+def _sparse(cls: Any) -> frozenset[str]:
+    return frozenset(item.name for item in dataclasses.fields(cls) if item.metadata == SPARSE)
 
 
 @functools.cache
@@ -160,7 +172,7 @@ def parse_document(cls: type[T], path: Path, schema: str, what: str, *, foreign:
 
     Raises:
         StorageError: As `read_document`, or the body has not the form of its schema; of a foreign one also
-            where a value is of another type, or the file is not written in the canonical form.
+            where a value is of another type or too large, or the file is not written in the canonical form.
     """
     sealed = _read_sealed(path, schema, what)
     try:
@@ -173,16 +185,20 @@ def parse_document(cls: type[T], path: Path, schema: str, what: str, *, foreign:
         misfit = find_misfit(cls, document)
         if misfit:
             raise StorageError(
-                f"{what} has not the form of its schema", where=str(path), why=f"{misfit} is of another type"
+                f"{what} has not the form of its schema",
+                where=str(path),
+                why=f"{misfit} is of another type, or too large",
             )
         # A name that is there twice is one thing to us, and may be another to the next reader.
-        if sealed.text != canonical({**_fields(document), "sha256": sealed.sha256}) + "\n":
+        if sealed.text != canonical({**body_of(document), "sha256": sealed.sha256}) + "\n":
             raise StorageError(f"{what} is not written in the canonical form", where=str(path))
     return document
 
 
 def find_misfit(hint: Any, value: object, name: str = "") -> str:
     """Return the dotted name of the first part of a value that is not of its type; empty if each is.
+
+    A whole number beyond 2^63 is of no type.
 
     `from_json` looks at the structure only: records of one's own are read often, and their hash stands for
     the rest. What strangers wrote is looked at here.
@@ -211,7 +227,7 @@ def find_misfit(hint: Any, value: object, name: str = "") -> str:
             return name
         if args[-1] is Ellipsis:
             if args[0] in _SCALARS:
-                return "" if {*map(type, value)} <= _SCALARS[args[0]] else name
+                return "" if _are_scalars(value, args[0]) else name
             parts = ((args[0], item, f"{name}.{index}") for index, item in enumerate(value))
         else:
             if len(value) != len(args):
@@ -222,8 +238,15 @@ def find_misfit(hint: Any, value: object, name: str = "") -> str:
             return name
         parts = ((args[1], item, f"{name}.{key}") for key, item in value.items())
     else:
-        return "" if type(value) in _SCALARS.get(hint, {hint}) else name
+        return "" if _are_scalars((value,), hint) else name
     return next(filter(None, (find_misfit(part, item, key) for part, item, key in parts)), "")
+
+
+def _are_scalars(values: tuple[Any, ...], hint: Any) -> bool:
+    kinds = {*map(type, values)}
+    if not kinds <= _SCALARS.get(hint, {hint}):
+        return False
+    return int not in kinds or -_LARGEST <= min(values) <= max(values) <= _LARGEST
 
 
 def file_sha256(path: Path) -> str:

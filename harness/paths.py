@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 
 from harness.errors import UsageError
@@ -38,3 +39,14 @@ def home() -> Path:
 def runs() -> Path:
     """Return the folder of studies: `HARNESS_RUNS`, or `runs` in the current folder."""
     return expand(os.environ.get("HARNESS_RUNS") or "runs").absolute()
+
+
+def runs_flag(folder: Path) -> str:
+    """Return the flag, after a space, for studies in a folder; empty where commands look there anyway."""
+    return "" if folder.absolute() == runs() else f" --runs {shlex.quote(str(folder))}"
+
+
+def study_arguments(folder: Path) -> str:
+    """Return how a command line names a study's folder: STUDY, quoted, and `--runs` where it needs that."""
+    folder = folder.absolute()
+    return shlex.quote(folder.name) + runs_flag(folder.parent)

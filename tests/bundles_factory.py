@@ -69,6 +69,26 @@ def make_bundle(
     )
 
 
+def make_failed(bundle: Bundle, *seeds: int) -> Bundle:
+    """Add trainings that failed in their second epoch."""
+    failed = tuple(
+        dataclasses.replace(
+            record,
+            state="failed",
+            reason="nan",
+            config=dataclasses.replace(record.config, seed=seed),
+            scores={},
+            curve=record.curve[:1],
+            cost=None,
+            predictions={},
+            model="",
+        )
+        for record in bundle.records[:1]
+        for seed in seeds
+    )
+    return dataclasses.replace(bundle, failed=failed)
+
+
 def _sizes(n: int) -> dict[str, int]:
     return {"val": max(n // 2, 1), "test": n}
 

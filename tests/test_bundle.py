@@ -11,8 +11,11 @@ from harness import UsageError
 from harness.documents import canonical
 from harness.errors import StorageError, UnknownNameError
 from harness.leaderboard.bundle import PackedAnswers, bundle_files, read_bundle, write_bundle
+from harness.leaderboard.rank import load, rank
 from harness.leaderboard.submit import find_runs, make_bundle, submit
+from harness.leaderboard.verify import bundle_entries, verify
 from harness.predictions import read_predictions
+from harness.records import read_record, write_record
 
 
 @pytest.fixture(scope="session")
@@ -43,6 +46,23 @@ def test_a_bundle_holds_all_seeds_of_a_run_and_what_each_answered(bundle, tiny_r
             classes, scores = packed.unpack()
             assert (classes[:, 0] == stored[split].chosen).all()
             assert len(scores) == len(classes) == len(bundle.samples[split].ids) == 12
+
+
+def test_a_training_that_failed_is_in_the_bundle_without_what_its_error_says(own):
+    record = read_record(own / "finals/0000-seed2/record.json")
+    failed = dataclasses.replace(
+        record, state="failed", reason="error: OSError: /home/me/x", scores={}, predictions={}, model=""
+    )
+    write_record(own, failed)
+    made = make_bundle(own, 0)
+    assert [one.config.seed for one in made.records] == [1]
+    assert made.failed == (dataclasses.replace(failed, reason="error"),)
+    assert verify(made).problems == ()
+    ((row,),) = (board.rows for board in rank(bundle_entries(made, verify(made)), split="test"))
+    ((own_row,),) = (board.rows for board in rank(load(own.parent)[0], split="test"))
+    shown = ("seeds", "failed", "f1", "f1_interval", "accuracy", "val", "gap")
+    assert [getattr(row, name) for name in shown] == [getattr(own_row, name) for name in shown]
+    assert (row.seeds, row.failed) == (1, 1)
 
 
 def test_scores_are_kept_in_half_precision_the_best_first(bundle, tiny_run):

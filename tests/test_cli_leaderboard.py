@@ -2,6 +2,7 @@ import csv
 import dataclasses
 import io
 import json
+import shutil
 import subprocess
 import sys
 
@@ -102,6 +103,20 @@ def test_an_unknown_study_names_the_nearest(harness, runs):
     code, out, err = harness("--runs", runs, "leavy")
     assert (code, out) == (2, "")
     assert "did you mean 'leafy'?" in err
+
+
+def test_a_renamed_or_copied_study_goes_by_its_folder(harness, runs, harness_cli):
+    (runs / "leafy").rename(runs / "my leaves")
+    shutil.copytree(runs / "my leaves", runs / "copy")
+    out = harness("--runs", runs, "my leaves", "--json")[1]
+    (board,) = json.loads(out)["leaderboards"]
+    assert [row["study"] for row in board["rows"]] == ["my leaves"]
+    assert harness("--runs", runs, "leafy")[0] == 2
+    out = harness("--runs", runs, "copy", "my leaves", "--json")[1]
+    assert sorted(row["study"] for row in json.loads(out)["leaderboards"][0]["rows"]) == ["copy", "my leaves"]
+    code, out, _ = harness("copy", "my leaves", "--runs", runs, command="compare")
+    assert code == 0
+    assert "my leaves/0" in out
 
 
 def test_a_study_without_records_is_known(harness, runs):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
@@ -103,6 +104,35 @@ def test_reading_commands_show_the_study(run):
         code, out, _ = run("study", *command, "--json")
         assert code == 0
         assert json.loads(out)["schema"].startswith("harness.")
+
+
+def test_a_renamed_or_copied_study_goes_by_its_folder(run, tmp_path):
+    runs = tmp_path / "all runs"
+    run("study", "run", "--name", "mine", *TINY, "--runs", runs)
+    (runs / "mine").rename(runs / "my own")
+    shutil.copytree(runs / "my own", runs / "copy")
+    out = run("study", "list", "--runs", runs)[1]
+    assert [line.split("  ")[0] for line in out.splitlines()[1:]] == ["copy", "my own"]
+    code, out, _ = run("study", "show", "my own", "--runs", runs, "--json")
+    found = json.loads(out)
+    assert (code, found["name"]) == (0, "my own")
+    assert {record["study"] for record in found["records"]} == {"my own"}
+    # More finals than it began with are of the same run still.
+    code, _, err = run("study", "finalize", "my own", "--seeds", "2", "--runs", runs)
+    assert code == 0, err
+    code, _, err = run("leaderboard", "submit", "my own", "--runs", runs, "--to", tmp_path / "records")
+    assert code == 0, err
+
+
+def test_hints_can_be_pasted(run, tmp_path):
+    runs = tmp_path / "all runs"
+    _, _, err = run("study", "run", "--name", "mine", *TINY, "--runs", runs)
+    assert f"use it:   harness predict mine --runs '{runs}' IMAGES..." in err
+    assert f"compare:  harness leaderboard show --runs '{runs}'" in err
+    _, _, err = run("study", "show", "mime", "--runs", runs)
+    assert f"harness study list --runs '{runs}'" in err
+    _, _, err = run("study", "run", "--name", "mine", *TINY)
+    assert "use it:   harness predict mine IMAGES..." in err
 
 
 def test_a_study_file_and_flags_are_one_study(run, tmp_path):

@@ -28,3 +28,16 @@ def test_an_empty_variable_is_as_one_that_is_not_set(monkeypatch, variable):
     expected = place()
     monkeypatch.setenv(variable, "")
     assert place() == expected
+
+
+def test_a_study_is_named_as_a_shell_takes_it_and_with_its_folder_where_that_is_another(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("HARNESS_RUNS", str(tmp_path / "runs"))
+    assert paths.study_arguments(tmp_path / "runs/mine") == "mine"
+    assert paths.study_arguments(tmp_path / "runs/my own") == "'my own'"
+    other = tmp_path / "other runs"
+    assert paths.study_arguments(other / "my own") == f"'my own' --runs '{other}'"
+    monkeypatch.chdir(tmp_path)
+    assert paths.runs_flag(Path("runs")) == ""
+    assert paths.runs_flag(Path("others")) == " --runs others"

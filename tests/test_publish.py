@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 
 import jsonschema
 import pytest
-from bundles_factory import make_bundle
+from bundles_factory import make_bundle, make_failed
 
 from harness.documents import canonical, digest
 from harness.errors import StorageError
@@ -182,6 +182,53 @@ def test_bundles_that_are_all_broken_give_documents_that_say_so(tmp_path):
     assert "0 runs" in made.files["index.html"]
 
 
+def test_a_seed_that_failed_counts_on_the_published_board_as_on_one_s_own(tmp_path, embedded):
+    bundle = make_failed(make_bundle(**SMALL, dataset="x"), 5)
+    write_bundle(tmp_path, bundle)
+    made = publish(tmp_path)
+    ((row,),) = (board.rows for board in made.boards)
+    (board,) = made.boards
+    assert (row.seeds, row.failed) == (1, 1)
+    assert row.f1 == pytest.approx((bundle.records[0].scores["test"].f1 + board.floor.f1) / 2)
+    assert "| 1\\! |" in made.files["LEADERBOARD.md"]
+    assert "| 1/2 |" in made.files["LEADERBOARD.md"]
+    assert "1! & " in made.files["leaderboard.tex"]
+    assert '<td class="n">1!</td>' in made.files["index.html"]
+    assert '<td class="n">1/2</td>' in made.files["index.html"]
+    (run,) = embedded(made.files["index.html"])["runs"].values()
+    assert [seed for seed, *_ in run["seeds"]] == [1, "5, failed"]
+    assert run["seeds"][1][3] == round(10_000 * board.floor.f1)
+
+
+def test_what_no_check_foresaw_takes_out_its_bundle_alone(records, monkeypatch):
+    from harness.leaderboard import publish as module
+
+    def summarise(bundle, shared):
+        if bundle.records[0].config.backbone == "resnet18.a1_in1k":
+            raise OverflowError("int too large to convert to float")
+        return before(bundle, shared)
+
+    before = module.summarise_run
+    monkeypatch.setattr(module, "summarise_run", summarise)
+    made = publish(records)
+    assert made.runs == 2
+    assert [one.reason for one in made.rejected] == [
+        "it cannot be shown: OverflowError('int too large to convert to float')"
+    ] * 2
+
+
+def test_what_no_check_of_a_bundle_foresaw_is_its_verdict(records, monkeypatch):
+    def record_problems(record):
+        raise IndexError("tuple index out of range")
+
+    monkeypatch.setattr("harness.leaderboard.verify.record_problems", record_problems)
+    made = publish(records)
+    assert made.runs == 0
+    assert {one.reason for one in made.rejected} == {
+        "it cannot be checked: IndexError('tuple index out of range')"
+    }
+
+
 def truncate(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
@@ -308,6 +355,25 @@ def test_many_classes_are_summed_into_groups_and_their_largest_confusions(tmp_pa
     errors = sum(map(sum, confusion)) - sum(confusion[at][at] for at in range(102))
     assert found["rest"] == [errors - sum(count for *_, count in triples), 600]
     assert sum(unpack(found["coarse"])[1::2]) == 600
+
+
+def test_shared_ranks_across_data_sets_are_marked(tmp_path):
+    for dataset in ("x", "y"):
+        for backbone in ("one", "two"):
+            write_bundle(tmp_path, make_bundle(**SMALL, dataset=dataset, backbone=backbone))
+    text = publish(tmp_path).files["LEADERBOARD.md"]
+    assert "| 1= | one | 1.50 |" in text
+    assert "| 1= | two | 1.50 |" in text
+
+
+@pytest.mark.parametrize("classes", [30, 31, 32, 33])
+def test_each_class_is_counted_once_whether_whole_or_in_groups(classes):
+    from harness.leaderboard.panel import Shared, summarise_run
+
+    bundle = make_bundle(dataset="some", classes=classes, n=4 * classes, seeds=(1,), epochs=1)
+    found = summarise_run(bundle, Shared())["confusion"]
+    assert ("cells" in found) == (classes <= 32)
+    assert sum(unpack(found["cells"] if "cells" in found else found["coarse"])[1::2]) == 4 * classes
 
 
 def test_the_f1_of_each_class_is_that_of_the_record(tmp_path, embedded):

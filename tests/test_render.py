@@ -14,6 +14,7 @@ from harness.leaderboard import render
 from harness.leaderboard.board import COLUMNS
 from harness.leaderboard.entry import Entry
 from harness.leaderboard.render import (
+    escape_paragraph,
     format_count,
     format_csv,
     format_json,
@@ -23,6 +24,7 @@ from harness.leaderboard.render import (
     format_table,
     render_table,
 )
+from harness.leaderboard.report import format_columns
 
 LONG = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
 HOSTILE = ["[bold]x", "\x1b[2J\x07", "=HYPERLINK(1)", "a|b", "safe\u202egpj.exe", "a\nb", "<b>x</b>"]
@@ -303,3 +305,27 @@ def test_print_boards_fits_a_terminal_and_fills_a_pipe(monkeypatch):
     assert heading(shown[True]) == ["#", "backbone", "val", "F1 [95 %]", "gap"]
     assert all(cell_len(line) <= 80 for line in shown[True].splitlines())
     assert heading(shown[False]) == ORDER
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("1. petals", r"1\. petals"),
+        ("12) petals", r"12\) petals"),
+        ("- petals", r"\- petals"),
+        ("+ petals", r"\+ petals"),
+        ("---", r"\---"),
+        ("===", r"\==="),
+        ("    petals", "petals"),
+        ("3 petals", "3 petals"),
+        ("1.5 petals", r"1\.5 petals"),
+    ],
+)
+def test_a_caption_begins_no_list_or_block(name, shown):
+    assert escape_paragraph(name) == shown
+
+
+def test_columns_are_as_wide_as_a_terminal_shows_them():
+    lines = [("name", "score"), ("\u65e5\u672c", "1.0"), ("e\u0301te", "10.0")]
+    assert format_columns(lines) == "name  score\n\u65e5\u672c  1.0\ne\u0301te   10.0\n"
+    assert format_columns(lines, left=(0,)) == "name  score\n\u65e5\u672c    1.0\ne\u0301te    10.0\n"

@@ -9,11 +9,12 @@ from records_factory import make_record
 
 from harness import DataError, NoTrialSucceeded, UsageError, WeightsError, load_registry
 from harness.config import RunConfig
-from harness.errors import UnknownNameError
+from harness.errors import StorageError, UnknownNameError
 from harness.leaderboard.bundle import write_bundle
 from harness.leaderboard.rerun import read_rerun
 from harness.leaderboard.submit import make_bundle, submit
 from harness.leaderboard.verify import verify, verify_file
+from harness.records import read_records, write_record
 from harness.search.rerun import _as_it_ran, _like, rerun, rerun_of_study
 
 
@@ -46,6 +47,37 @@ def test_a_run_comes_out_again_bit_for_bit(own, registry, tmp_path):
     (written,) = submit("tiny", tmp_path / "records", own.parent)
     assert [path.parent.parent.name for path in written.reruns] == ["reruns"]
     assert verify_file(written.bundle)[1].tier == "re-run"
+
+
+def test_seeds_run_again_one_by_one_are_a_whole_rerun(own, registry, tmp_path):
+    first = rerun_of_study(own, 0, registry=registry, seed=2)
+    assert [one.seed for one in first.comparison.trainings] == [2]
+    second = rerun_of_study(own, 0, registry=registry, seed=1)
+    assert [one.seed for one in second.comparison.trainings] == [1, 2]
+    assert [training.seed for training in read_rerun(second.folder / "rerun.json").trainings] == [1, 2]
+    again = rerun_of_study(own, 0, registry=registry, seed=1)
+    assert [training.seed for training in again.record.trainings] == [1, 2]
+    (written,) = submit("tiny", tmp_path / "records", own.parent)
+    assert verify_file(written.bundle)[1].tier == "re-run"
+
+
+def test_an_earlier_rerun_that_is_damaged_is_said_before_any_training(own, registry):
+    file = own / "reruns" / make_bundle(own, 0).digest[:16] / "rerun.json"
+    file.parent.mkdir(parents=True)
+    file.write_text("{", encoding="utf-8")
+    with pytest.raises(StorageError, match="a rerun cannot be read"):
+        rerun_of_study(own, 0, registry=registry, on_training=lambda record: pytest.fail("trained"))
+
+
+def test_a_rerun_stays_with_its_run_when_trials_are_added(own, registry, tmp_path):
+    done = rerun_of_study(own, 0, registry=registry)
+    (before,) = submit("tiny", tmp_path / "records", own.parent)
+    (record,) = (record for record in read_records(own) if record.kind == "search")
+    write_record(own, dataclasses.replace(record, number=1))
+    (after,) = submit("tiny", tmp_path / "records", own.parent)
+    assert after.bundle != before.bundle
+    assert read_rerun(after.reruns[0]) == dataclasses.replace(done.record, bundle=make_bundle(own, 0).digest)
+    assert verify_file(after.bundle)[1].tier == "re-run"
 
 
 @pytest.mark.parametrize(

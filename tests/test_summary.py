@@ -57,6 +57,27 @@ def test_only_data_sets_that_all_rows_share_count():
     assert "left out backbones: other, stray" in summary.caption()
 
 
+def test_the_largest_block_is_found_where_no_two_backbones_alone_have_it():
+    pairs = ["ab", "ac", "ad", "bc", "bd", "cd"]
+    boards = [board(data, a=1, b=2, c=3, d=4) for data in ("A", "B")]
+    boards += [board(pair, **{pair[0]: 1, pair[1]: 2}) for pair in pairs]
+    summary = summarise(boards)
+    assert summary.datasets == ("A", "B")
+    assert [item.backbone for item in summary.standings] == ["a", "b", "c", "d"]
+
+
+def test_many_holes_do_not_hide_the_largest_block(monkeypatch):
+    monkeypatch.setattr("harness.leaderboard.summary.MOST", 50)
+    # Each backbone is missing on one data set of its own: any choice of them has other sets in common.
+    names = [f"n{number:02d}" for number in range(16)]
+    boards = [
+        board(f"set-{hole}", **{name: place for place, name in enumerate(names, 1) if name != hole})
+        for hole in names
+    ]
+    summary = summarise(boards)
+    assert len(summary.standings) * len(summary.datasets) == 64
+
+
 def test_ranks_are_among_those_that_are_compared():
     summary = summarise([board("x", stray=1, a=2, b=3), board("y", a=1, b=2)])
     assert standings(summary)["a"].places == (1, 1)

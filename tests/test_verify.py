@@ -8,12 +8,20 @@ import zlib
 
 import numpy as np
 import pytest
+from bundles_factory import make_failed
 
 from harness import metrics
 from harness.documents import canonical, digest, from_json
 from harness.leaderboard.bundle import Bundle, read_bundle, write_bundle
 from harness.leaderboard.publish import publish
-from harness.leaderboard.rerun import RerunRecord, Retraining, compare, record_digest, write_rerun
+from harness.leaderboard.rerun import (
+    RerunRecord,
+    Retraining,
+    compare,
+    join_reruns,
+    record_digest,
+    write_rerun,
+)
 from harness.leaderboard.submit import make_bundle
 from harness.leaderboard.verify import bundle_entries, verify, verify_file
 from harness.records import Protocol
@@ -28,7 +36,7 @@ def bundle(tiny_run):
 @pytest.fixture
 def body(bundle):
     """The bundle as JSON, to be tampered with."""
-    return json.loads(canonical(dataclasses.asdict(bundle)))
+    return json.loads(canonical(bundle))
 
 
 def sign(body):
@@ -184,6 +192,18 @@ TAMPERED = {
         every_record("dataset", "counts", "test", 0, to=99),
         "the counts of test in the record",
     ),
+    "a training class too many": (
+        every_record("dataset", "counts", "train", to=[1, 1, 1, 9]),
+        "the counts of train in the record are not one for each of 3 classes",
+    ),
+    "negative training images": (
+        every_record("dataset", "counts", "train", to=[1, 1, -1]),
+        "the counts of train in the record are not one for each of 3 classes",
+    ),
+    "no counts of train": (
+        lambda body: [record["dataset"]["counts"].pop("train") for record in body["records"]],
+        "its counts are those of test, val, not of train, val and test",
+    ),
     "another answer": (other_answer, "its predictions give"),
     "answer of no class": (replace_answers("classes", [65535, 1, 0]), "a class is none of 3"),
     "answer twice": (replace_answers("classes", [1, 1, 0]), "an answer names a class twice"),
@@ -228,7 +248,22 @@ TAMPERED = {
         edit("samples", "test", "labels", to="012"),
         "samples.test.labels is of another type",
     ),
-    "a number too large": (edit(*FIRST, "scores", "test", "n", to=10**400), "test n is 1000"),
+    "a number too large": (edit(*FIRST, "scores", "test", "n", to=10**400), "n is of another type, or too"),
+    "a share too large": (every_record("config", "lr", to=10**400), "lr is of another type, or too large"),
+    "a cell too large": (
+        edit(*FIRST, "scores", "test", "confusion", 0, 0, to=2**64),
+        "confusion.0 is of another type, or too large",
+    ),
+    "endless time": (edit(*FIRST, "cost", "seconds", to=1e308), "its cost is no cost: seconds 1e+308"),
+    "curve above 1": (
+        edit(*FIRST, "curve", 0, "val_f1", to=1e308),
+        "epoch 1 of its learning curve cannot be",
+    ),
+    "freeze depth": (every_record("config", "freeze_depth", to=2), "cannot be: freeze_depth 2"),
+    "no learning rate": (every_record("config", "lr", to=0.0), "its configuration cannot be: lr 0.0"),
+    "negative decay": (every_record("config", "weight_decay", to=-0.1), "cannot be: weight_decay -0.1"),
+    "no batch": (every_record("config", "batch_size", to=0), "its configuration cannot be: batch_size 0"),
+    "negative number": (every_record("number", to=-1), "its trial has the number -1"),
     "another kind": (edit(*FIRST, "kind", to="best"), "records.0.kind is of another type"),
     "a new field": (edit("praise", to="high"), "has not the form of its schema"),
     "no record": (edit("records", to=[]), "a bundle without records"),
@@ -334,6 +369,15 @@ def test_labels_of_one_s_own_decide(bundle, tiny_run):
     less = dataclasses.replace(split, ids=("elsewhere", *split.ids[1:]))
     train = own.splits["train"]
     grown = dataclasses.replace(train, labels=(*train.labels[:-1], 0))
+    records = tuple(
+        dataclasses.replace(record, dataset=dataclasses.replace(record.dataset, counts=counts))
+        for record in bundle.records
+        for counts in [{**record.dataset.counts, "train": (1, 1, 1)}]
+    )
+    forged = dataclasses.replace(bundle, records=records)
+    assert verify(forged).problems == ()
+    said = "the counts of train in the record are not those of the images here"
+    assert verify(forged, own).problems == (said,)
     for splits, reason in (
         ({"test": other}, "test: image 'test/000' has another content here"),
         ({"test": less}, "test: there is no image 'test/000' here"),
@@ -348,6 +392,48 @@ def test_labels_of_one_s_own_decide(bundle, tiny_run):
         own, splits={"val": own.splits["test"], "test": own.splits["val"], "x": train}
     )
     assert verify(bundle, mixed).problems == ()
+
+
+def with_failed(bundle, **changes):
+    """Add a training of another seed that failed."""
+    (failed,) = make_failed(bundle, 9).failed
+    config = dataclasses.replace(failed.config, **changes.pop("config", {}))
+    return dataclasses.replace(bundle, failed=(dataclasses.replace(failed, config=config, **changes),))
+
+
+def test_a_failed_training_travels_and_counts(bundle, tmp_path):
+    added = with_failed(bundle)
+    path = write_bundle(tmp_path, added)
+    assert read_bundle(path) == added
+    assert '"failed":[{' in path.read_text(encoding="utf-8")
+    verdict = verify_file(path)[1]
+    assert verdict.problems == ()
+    assert [entry.record.state for entry in bundle_entries(added, verdict)] == ["complete"] * 2 + ["failed"]
+
+
+def test_a_bundle_without_failed_trainings_says_nothing_of_them(bundle, body, tmp_path):
+    assert "failed" not in json.loads(write_bundle(tmp_path, bundle).read_text(encoding="utf-8"))
+    body["failed"] = []
+    assert "not written in the canonical form" in judge(sign(body), tmp_path).problems[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"state": "complete"}, "seed 9: a record of a complete final training, not of a failed final one"),
+        ({"config": {"seed": 1}}, "its records repeat a seed: 1, 2, 1"),
+        ({"config": {"lr": 0.5}}, "seed 9: its configuration is not that of seed 1"),
+        ({"study": "other"}, "seed 9: its study is not that of seed 1"),
+        ({"number": 7}, "seed 9: its number is not that of seed 1"),
+        ({"dataset": None}, "failed.0.dataset is of another type"),
+        ({"scores": "those of another"}, "seed 9: it failed, and has scores"),
+        ({"created": "yesterday"}, "seed 9: it was created at 'yesterday', which is no time"),
+    ],
+)
+def test_a_failed_training_of_another_run_is_rejected(bundle, changes, reason):
+    if "scores" in changes:
+        changes = {"scores": bundle.records[0].scores}
+    assert any(reason in problem for problem in verify(with_failed(bundle, **changes)).problems)
 
 
 def test_entries_carry_source_tier_and_answers(bundle):
@@ -437,6 +523,15 @@ def test_a_rerun_that_does_not_hold_lifts_nothing(bundle):
         assert reason in verdict.notes[0]
     honest = repeat(bundle, trainings=other_training(bundle, answers=wrong), outcome="not reproduced")
     assert "the run was not reproduced" in verify(bundle, reruns=[honest]).notes[0]
+
+
+def test_of_two_repetitions_the_later_counts(bundle):
+    done = repeat(bundle)
+    old = repeat(bundle, trainings=other_training(bundle, model="0" * 64), created="2020-01-01")
+    assert join_reruns(bundle, [done, old]) == done
+    new = dataclasses.replace(old, created="2027-01-01")
+    joined = join_reruns(bundle, [new, done])
+    assert (joined.outcome, joined.created) == ("within tolerance", "2027-01-01")
 
 
 def test_tolerances_are_of_answers_on_cpus_and_of_mean_scores_on_a_gpu(bundle):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -212,12 +213,13 @@ def _explain_absence(
         if not any(record.study == name for record in records):
             _say(*_why_without_records(runs / name))
     if not records:
+        make = f"  make some  harness study run{paths.runs_flag(runs)}"
         if not runs.is_dir():
-            _say(f"nothing to rank: no such folder {runs}", "  make some  harness study run")
+            _say(f"nothing to rank: no such folder {runs}", make)
         elif not studies:
             found = any(runs.glob("*/*/*/record.json"))
             what = "no record can be read" if found else "no records"
-            _say(f"nothing to rank: {what} under {runs}", "  make some  harness study run")
+            _say(f"nothing to rank: {what} under {runs}", make)
         return
     ranked = {board.dataset for board in boards}
     for name in sorted({record.dataset.name for record in records} - ranked):
@@ -262,7 +264,7 @@ def submit(run: str, to: Path, runs: Path | None) -> None:
         sys.stdout.write("".join(f"{path}\n" for path in (submission.bundle, *submission.reruns)))
     _say(
         "these files hold the names, classes and hashes of the images of val and test, and no image",
-        f"  check them   harness leaderboard verify {to}",
+        f"  check them   harness leaderboard verify {shlex.quote(str(to))}",
     )
 
 
@@ -311,6 +313,8 @@ def publish(ctx: click.Context, records: Path, to: Path, check: bool) -> None:
     made = publishing.publish(records, jobs=_processors())
     for rejected in made.rejected:
         _say(f"left out {rejected.file}: {rejected.reason}")
+    for repeated in made.repeated:
+        _say(f"counts once {repeated.file}: {repeated.reason}")
     if not made.runs:
         _say(
             f"nothing to rank: no sound bundle under {records}",

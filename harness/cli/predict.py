@@ -111,7 +111,7 @@ def find_finalist(run: str, runs: Path) -> Path:
         raise UsageError(
             f"study {study.name!r} has no finalist yet",
             where=str(study.folder),
-            fixes=[f"harness study finalize {study.name} --finalists 1"],
+            fixes=[f"harness study finalize {paths.study_arguments(study.folder)} --finalists 1"],
         )
     # By validation, never by test: picking the best test score would spoil it.
     best = max(finals, key=lambda record: getattr(record.scores["val"], study.metric))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @RUNS
 def list_(runs: Path | None, as_json: bool) -> None:
     """List the studies of this folder."""
+    from harness.leaderboard.report import format_columns
     from harness.search.result import load_study
 
     found = []
@@ -46,7 +47,9 @@ def list_(runs: Path | None, as_json: bool) -> None:
         )
         return
     if not found:
-        click.echo(f"no studies under {runs or paths.runs()}; start one with: harness study run", err=True)
+        where = runs or paths.runs()
+        start = f"harness study run{paths.runs_flag(where)}"
+        click.echo(safe_text(f"no studies under {where}; start one with: {start}"), err=True)
         return
     rows: list[tuple[str, ...]] = [("study", "data set", "trials", "best", "metric")]
     for study in found:
@@ -61,7 +64,7 @@ def list_(runs: Path | None, as_json: bool) -> None:
                 study.metric,
             )
         )
-    _print_columns(rows)
+    sys.stdout.write(format_columns(rows))
 
 
 @click.command()
@@ -70,13 +73,15 @@ def list_(runs: Path | None, as_json: bool) -> None:
 @RUNS
 def show(study: str, runs: Path | None, as_json: bool) -> None:
     """Show the trials of a study."""
+    from harness.leaderboard.report import format_columns
+
     result = find_study(study, runs)
     if as_json:
         click.echo(
             json.dumps(
                 {
                     **summary(result),
-                    "records": [_row(record) for record in result.records],
+                    "records": [_row(record, result.name) for record in result.records],
                     "probes": [dataclasses.asdict(probe) for probe in result.probes],
                 },
                 indent=2,
@@ -103,10 +108,11 @@ def show(study: str, runs: Path | None, as_json: bool) -> None:
                 safe_text(record.reason),
             )
         )
-    _print_columns(rows)
+    sys.stdout.write(format_columns(rows))
     if result.probes:
         click.echo("\nfeatures as they are, on val")
-        _print_columns([("backbone", "ridge", "kNN", "why not"), *map(_probe_row, _ranked(result))])
+        heads = ("backbone", "ridge", "kNN", "why not")
+        sys.stdout.write(format_columns([heads, *map(_probe_row, _ranked(result))]))
 
 
 @click.command()
@@ -117,7 +123,7 @@ def best(study: str, runs: Path | None, as_json: bool) -> None:
     """Show the best trial of a study, as settings to use elsewhere."""
     result = find_study(study, runs)
     record = result.best
-    row = _row(record)
+    row = _row(record, result.name)
     if as_json:
         click.echo(json.dumps({"schema": "harness.best/1", **row}, indent=2))
         return
@@ -148,9 +154,9 @@ def find_study(name: str, runs: Path | None) -> StudyResult:
         return load_study(folders[name])
     if (Path(name) / "study.json").exists():
         return load_study(Path(name))
-    raise UnknownNameError(
-        "study", name, folders, where=str(runs or paths.runs()), more="list them: harness study list"
-    )
+    where = runs or paths.runs()
+    more = f"list them: harness study list{paths.runs_flag(where)}"
+    raise UnknownNameError("study", name, folders, where=str(where), more=more)
 
 
 def _folders(runs: Path | None) -> Iterator[Path]:
@@ -171,9 +177,9 @@ def _probe_row(ranked: tuple[ProbeRecord, Metric]) -> tuple[str, ...]:
     return (safe_text(probe.backbone), *shown, safe_text(probe.reason))
 
 
-def _row(record: TrialRecord) -> dict[str, Any]:
+def _row(record: TrialRecord, study: str) -> dict[str, Any]:
     return {
-        "study": record.study,
+        "study": study,
         "kind": record.kind,
         "number": record.number,
         "state": record.state,
@@ -194,7 +200,7 @@ def summary(study: StudyResult) -> dict[str, Any]:
     from harness.errors import NoTrialSucceeded
 
     try:
-        top: dict[str, Any] | None = {"number": study.best.number, **_row(study.best)["scores"]}
+        top: dict[str, Any] | None = {"number": study.best.number, **_row(study.best, study.name)["scores"]}
     except NoTrialSucceeded:
         top = None
     return {
@@ -208,11 +214,3 @@ def summary(study: StudyResult) -> dict[str, Any]:
         "best": top if top is None else {"number": top["number"], "val": top["val"]},
         "folder": str(study.folder),
     }
-
-
-def _print_columns(rows: Sequence[tuple[str, ...]]) -> None:
-    widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
-    for row in rows:
-        sys.stdout.write(
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() + "\n"
-        )

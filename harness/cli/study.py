@@ -169,8 +169,10 @@ def _report(result: StudyResult, config: StudyConfig) -> None:
         )
     finals = [record for record in result.records if record.kind == "final" and record.state == "complete"]
     if finals:
-        click.echo(f"use it:   harness predict {result.name} IMAGES...", err=True)
-    click.echo("compare:  harness leaderboard show", err=True)
+        use = f"harness predict {paths.study_arguments(result.folder)} IMAGES..."
+        click.echo(f"use it:   {safe_text(use)}", err=True)
+    flag = paths.runs_flag(result.folder.parent)
+    click.echo(f"compare:  harness leaderboard show{safe_text(flag)}", err=True)
     if config.dataset in DRAWN:
         click.echo("yours:    harness study run --dataset DIR   (your images in DIR/<class>/)", err=True)
     failed = [record for record in result.records if record.state == "failed"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,7 +42,7 @@ def check_files(
             raise DataError(
                 "this is a study, and only bundles are verified",
                 where=str(file),
-                fixes=[f"submit it first: harness leaderboard submit {file}"],
+                fixes=[f"submit it first: harness leaderboard submit {shlex.quote(str(file))}"],
             )
         inside = list(bundle_files(file)) if file.is_dir() else [file]
         if not inside:

@@ -1,18 +1,17 @@
 """A bundle: one run with all the evidence for its scores, in one canonical JSON file that travels.
 
-It holds the records of the final trainings of one configuration, the images of the validation and test
-splits by name, class and SHA-256, and what each training answered for each. From it every score can be
-computed again, and beside the images every label can be checked; no image is in it.
+It holds the records of the final trainings of one configuration, those that failed too, the images of the
+validation and test splits by name, class and SHA-256, and what each training answered for each. From it every
+score can be computed again, and beside the images every label can be checked; no image is in it.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
-import dataclasses
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from harness.documents import digest, parse_document, write_document
+from harness.documents import SPARSE, body_of, digest, parse_document, write_document
 from harness.errors import StorageError
 from harness.predictions import Predictions
 from harness.records import TrialRecord
@@ -78,13 +77,15 @@ class Bundle:
     """One run, as published."""
 
     records: tuple[TrialRecord, ...]
-    """Final trainings of one configuration, by seed."""
+    """Final trainings of one configuration that are complete, by seed."""
     samples: Mapping[str, Samples]
     """By split: val and test."""
     answers: tuple[Mapping[str, PackedAnswers], ...]
     """By record, then by split."""
     trials: Mapping[str, int]
     """Trials of the search that led here, by state."""
+    failed: tuple[TrialRecord, ...] = field(default=(), metadata=SPARSE)
+    """Final trainings of the same configuration that failed, by seed; they answered nothing."""
     schema: str = SCHEMA
 
     @cached_property
@@ -102,7 +103,7 @@ def write_bundle(folder: Path, bundle: Bundle) -> Path:
     name = bundle.records[0].dataset.name
     plain = "".join(sign if sign.isascii() and (sign.isalnum() or sign in "._-") else "-" for sign in name)
     path = folder / (plain.strip("-._")[:60] or "dataset") / f"{bundle.digest[:16]}.json"
-    write_document(path, dataclasses.asdict(bundle))
+    write_document(path, body_of(bundle))
     return path
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -89,7 +90,7 @@ def compare(
         raise UsageError(
             f"{one} and {other} cannot be compared",
             why="; ".join(differences),
-            fixes=[f"see it in full: harness leaderboard diff {one} {other}"],
+            fixes=[f"see it in full: harness leaderboard diff {shlex.join(names)}"],
         )
     found = {part: [_find_runs(entries, name, part) for name in names] for part in ("test", "val")}
     if split == "auto":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -41,7 +41,10 @@ class Entry:
 
 
 def entry_of(folder: Path, record: TrialRecord) -> Entry:
-    """Return the entry of a record in its folder; damaged predictions count as none."""
+    """Return the entry of a record in its folder; damaged predictions count as none.
+
+    Its study goes by the name of the study's folder, under which users find it.
+    """
 
     @cache
     def answers() -> Mapping[str, Answers]:
@@ -51,4 +54,5 @@ def entry_of(folder: Path, record: TrialRecord) -> Entry:
             return {}
         return {split: Answers(labels=part.labels, chosen=part.chosen) for split, part in found.items()}
 
-    return Entry(record=record, answers=answers)
+    study = folder.absolute().parents[1].name
+    return Entry(record=replace(record, study=study), answers=answers)

@@ -91,7 +91,7 @@ def _line(row: Row, board: Leaderboard) -> str:
         ranked = rf"\textbf{{{ranked}}}"
         f1, accuracy = (ranked, plain) if board.metric == "f1" else (plain, ranked)
     cells = [
-        f"{row.rank}{'=' if shared else ''}",
+        f"{row.rank}{'=' * shared}{'!' * (row.failed > 0)}",
         escape_latex(row.backbone),
         f"{row.freeze_depth:.2f}",
         escape_latex(format_lr(row.lr)),
@@ -119,7 +119,8 @@ def _origin(board: Leaderboard) -> str:
         for name, (plugin, licence) in sorted(homes.items())
     )
     studies = "; ".join(escape_latex(name) for name in sorted({row.study for row in board.rows}))
-    return f"Backbones: {weights}. Studies: {studies}."
+    failed = " !: failed trainings count as the floor." if any(row.failed for row in board.rows) else ""
+    return f"Backbones: {weights}. Studies: {studies}.{failed}"
 
 
 def _label(board: Leaderboard) -> str:

@@ -73,7 +73,7 @@ class Table:
     board: Leaderboard
     """Ranked by macro-F1: the order in which the rows stand."""
     ranks: Mapping[Metric, Mapping[str, str]]
-    """By run, best first, as shown: `2=` where a rank is shared."""
+    """By run, best first, as shown: `2=` where a rank is shared, `2!` where trainings failed."""
     scales: Mapping[Metric, Scale]
 
 
@@ -136,6 +136,7 @@ def render_page(
             tiers=[(tier, MEANINGS[tier]) for tier in TIERS],
             metrics=LABELS,
             total=sum(tab.runs for tab in tabs),
+            has_failed=any(row.failed for board in boards["f1"] for row in board.rows),
             version=__version__,
         )
     )
@@ -190,7 +191,9 @@ def _ranks(board: Leaderboard) -> dict[str, str]:
     counts: dict[int, int] = {}
     for row in board.rows:
         counts[row.rank] = counts.get(row.rank, 0) + 1
-    return {row.source: f"{row.rank}{'=' if counts[row.rank] > 1 else ''}" for row in board.rows}
+    return {
+        row.source: f"{row.rank}{'=' * (counts[row.rank] > 1)}{'!' * (row.failed > 0)}" for row in board.rows
+    }
 
 
 def _data(tabs: Sequence[Tab], runs: Mapping[str, Json], shared: Sequence[Json]) -> Json:

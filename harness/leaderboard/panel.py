@@ -16,16 +16,15 @@ import numpy.typing as npt
 
 from harness.documents import canonical
 from harness.leaderboard.bundle import Bundle
+from harness.leaderboard.runs import find_floor
 from harness.records import EpochRecord, TrialRecord
 from harness.text import safe_text
 
 DIGITS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 BINS = 15
 """Of the reliability diagram, equally wide (Guo et al. 2017, On Calibration of Modern Neural Networks)."""
-FULL = 30
-"""Up to so many classes the confusion matrix is kept whole."""
 GRID = 32
-"""Above, it is summed into as many groups of neighbouring classes."""
+"""Up to so many classes the confusion matrix is whole; above, it is summed into so many groups of them."""
 LARGEST = 40
 """Confusions that are listed then."""
 MISTAKES = 6
@@ -77,7 +76,7 @@ def summarise_run(bundle: Bundle, shared: Shared) -> dict[str, Json]:
 
     Returns:
         JSON of a few kilobytes: config, scores of each seed, cost, learning curves, confusions on test over
-        all seeds, F1 of each class from these, calibration, surest mistakes, and provenance.
+        all complete seeds, F1 of each class from these, calibration, surest mistakes, and provenance.
     """
     first = bundle.records[0]
     weights, cost = first.weights, first.cost
@@ -88,7 +87,8 @@ def summarise_run(bundle: Bundle, shared: Shared) -> dict[str, Json]:
         "config": [_plain(value) for value in dataclasses.asdict(first.config).values()],
         "seeds": [
             [record.config.seed, *(_share(value) for value in _points(record))] for record in bundle.records
-        ],
+        ]
+        + [[f"{record.config.seed}, failed", *map(_share, _least(record))] for record in bundle.failed],
         "cost": None if cost is None else [_plain(value) for value in dataclasses.asdict(cost).values()],
         "curves": [_curve(record.curve) for record in bundle.records],
         "confusion": _confusions(bundle),
@@ -131,6 +131,12 @@ def _points(record: TrialRecord) -> list[float | None]:
     ]
 
 
+def _least(record: TrialRecord) -> list[float]:
+    """Return what a training that failed counts with, in the order of `_points`: the floor."""
+    floors = [find_floor(record.dataset, split) for split in ("val", "test")]
+    return [value for floor in floors for value in ((floor.f1, floor.accuracy) if floor else (0.0, 0.0))]
+
+
 def _curve(curve: Sequence[EpochRecord]) -> Json:
     """Losses in four digits, then macro-F1 and accuracy on validation as packed thousandths."""
     if len(curve) > POINTS:
@@ -153,7 +159,7 @@ def _confusions(bundle: Bundle) -> Json:
     both = support + predicted
     f1 = np.divide(2 * hits, both, out=np.zeros(len(total)), where=both > 0)
     found = {"f1": pack(np.rint(1000 * f1).astype(int)), "support": pack(support)}
-    if len(total) <= FULL:
+    if len(total) <= GRID:
         return {**found, "cells": _sparse(total.ravel())}
     errors = total.copy()
     np.fill_diagonal(errors, 0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -17,15 +18,22 @@ from harness.documents import write_atomically
 from harness.errors import StorageError
 from harness.leaderboard.board import Leaderboard
 from harness.leaderboard.bundle import Bundle, bundle_files
+from harness.leaderboard.crosscheck import find_disputed, find_repeated
 from harness.leaderboard.entry import Entry
 from harness.leaderboard.latex import format_latex
 from harness.leaderboard.page import render_page
 from harness.leaderboard.panel import Shared, summarise_run
 from harness.leaderboard.rank import rank
-from harness.leaderboard.render import escape_markdown, format_csv, format_json, format_markdown
+from harness.leaderboard.render import (
+    escape_markdown,
+    escape_paragraph,
+    format_csv,
+    format_json,
+    format_markdown,
+)
 from harness.leaderboard.schema import json_schema
 from harness.leaderboard.summary import Summary, summarise
-from harness.leaderboard.verify import Verdict, bundle_entries, verify_file
+from harness.leaderboard.verify import SURPRISES, Verdict, bundle_entries, verify_file
 from harness.records import Metric
 from harness.samples import Samples
 
@@ -62,11 +70,14 @@ class Publication:
     runs: int
     boards: Sequence[Leaderboard]
     rejected: Sequence[Rejected]
+    repeated: Sequence[Rejected]
+    """Their trainings are all in another bundle, which is ranked; that is no fault."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Verified:
     bundle: Bundle
+    verdict: Verdict
     file: str
     entries: Sequence[Entry]
 
@@ -74,8 +85,8 @@ class _Verified:
 def publish(records: Path, *, jobs: int = 1) -> Publication:
     """Read, verify and rank all bundles below a folder, and write what is to be published of them.
 
-    A bundle that is damaged, of another schema, or fails its verification is left out and listed with the
-    reason; one that is there twice counts once.
+    A bundle that is damaged, of another schema, fails its verification, or contradicts the others is left out
+    and listed with the reason; a training that is there twice counts once.
 
     Args:
         records: The folder; bundles lie at any depth below it, their reruns in a folder `reruns` above them.
@@ -96,6 +107,40 @@ def publish(records: Path, *, jobs: int = 1) -> Publication:
             ],
         )
     verified, rejected = _read(paths, records, jobs)
+    repeats = find_repeated({name: (one.bundle, one.verdict.tier) for name, one in verified.items()})
+    repeated = [
+        Rejected(file=verified[name].file, reason=f"its trainings are all in {verified[other].file}")
+        for name, other in sorted(repeats.items(), key=lambda pair: verified[pair[0]].file)
+    ]
+    verified = {name: one for name, one in verified.items() if name not in repeats}
+    rejected += _take_out(verified, find_disputed({name: one.bundle for name, one in verified.items()}))
+    try:
+        return _make(verified, rejected, repeated)
+    except SURPRISES:
+        surprises = {name: _surprise(one) for name, one in verified.items()}
+        if not any(surprises.values()):
+            raise
+        rejected += _take_out(verified, {name: why for name, why in surprises.items() if why})
+        return _make(verified, rejected, repeated)
+
+
+def _take_out(verified: dict[str, _Verified], reasons: Mapping[str, str]) -> list[Rejected]:
+    return [Rejected(file=verified.pop(name).file, reason=why) for name, why in reasons.items()]
+
+
+def _surprise(one: _Verified) -> str:
+    """Return why a bundle cannot be published, that no check foresaw; nothing where it can."""
+    try:
+        _make({one.verdict.digest: one}, [], [])
+    except SURPRISES as error:
+        return f"it cannot be shown: {error!r}"
+    return ""
+
+
+def _make(
+    verified: Mapping[str, _Verified], rejected: Sequence[Rejected], repeated: Sequence[Rejected]
+) -> Publication:
+    """Rank what holds, and write the files."""
     entries = [entry for one in verified.values() for entry in one.entries]
     boards: dict[Metric, list[Leaderboard]] = {
         "f1": rank(entries, metric="f1", split="test"),
@@ -104,12 +149,12 @@ def publish(records: Path, *, jobs: int = 1) -> Publication:
     of_backbones = rank(entries, metric="f1", by="backbone", split="test")
     summaries = _summarise(of_backbones)
     ranked = {row.source for board in boards["f1"] for row in board.rows}
-    rejected += [
+    unranked = [
         Rejected(file=one.file, reason="it has no complete final training with scores on test")
         for digest, one in verified.items()
         if digest not in ranked
     ]
-    rejected.sort(key=lambda one: (one.file, one.reason))
+    rejected = sorted([*rejected, *unranked], key=lambda one: (one.file, one.reason))
     shared = Shared()
     runs = {digest: summarise_run(one.bundle, shared) for digest, one in verified.items() if digest in ranked}
     files = {
@@ -126,7 +171,7 @@ def publish(records: Path, *, jobs: int = 1) -> Publication:
             rejected=[(one.file, one.reason) for one in rejected],
         ),
     }
-    return Publication(files=files, runs=len(runs), boards=boards["f1"], rejected=rejected)
+    return Publication(files=files, runs=len(runs), boards=boards["f1"], rejected=rejected, repeated=repeated)
 
 
 def write_publication(publication: Publication, folder: Path) -> list[str]:
@@ -185,7 +230,8 @@ def _read(paths: Sequence[Path], records: Path, jobs: int) -> tuple[dict[str, _V
         protocol = bundle.records[0].protocol.digest
         samples = {split: known.setdefault((protocol, split), part) for split, part in bundle.samples.items()}
         bundle = replace(bundle, samples=samples)
-        one = _Verified(bundle=bundle, file=file, entries=bundle_entries(bundle, verdict))
+        entries = bundle_entries(bundle, verdict)
+        one = _Verified(bundle=bundle, verdict=verdict, file=file, entries=entries)
         verified.setdefault(verdict.digest, one)
     return dict(sorted(verified.items())), rejected
 
@@ -226,7 +272,9 @@ def _format_document(
             f"## {escape_markdown(board.dataset)}\n\n{format_markdown([board])}\n{floor}Classes: {classes}.\n"
         )
     if rejected:
-        lines = "".join(f"* {escape_markdown(one.file)}: {escape_markdown(one.reason)}\n" for one in rejected)
+        lines = "".join(
+            f"* {escape_paragraph(one.file)}: {escape_markdown(one.reason)}\n" for one in rejected
+        )
         parts.append(f"## Left out\n\nThese bundles could not be ranked.\n\n{lines}")
     return "\n".join(parts)
 
@@ -234,9 +282,10 @@ def _format_document(
 def _format_summary(summary: Summary) -> str:
     heads = ["#", "backbone", "mean rank", "Borda", "win rate", *summary.datasets]
     rules = ["---:", "---"] + ["---:"] * (len(heads) - 2)
+    shared = Counter(item.rank for item in summary.standings)
     rows = [
         [
-            str(item.rank),
+            f"{item.rank}{'=' * (shared[item.rank] > 1)}",
             item.backbone,
             f"{item.mean_rank:.2f}",
             f"{item.borda:g}",
@@ -247,4 +296,4 @@ def _format_summary(summary: Summary) -> str:
     ]
     lines = [[escape_markdown(cell) for cell in line] for line in (heads, *rows)]
     table = "".join(f"| {' | '.join(line)} |\n" for line in (lines[0], rules, *lines[1:]))
-    return f"{escape_markdown(summary.caption())}\n\n{table}"
+    return f"{escape_paragraph(summary.caption())}\n\n{table}"

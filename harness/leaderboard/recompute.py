@@ -21,6 +21,8 @@ TOLERANCE = 1e-9
 """How far a stated score may be from the recomputed one."""
 SHA256 = re.compile(r"[0-9a-f]{64}")
 _SPLITS = ["test", "val"]
+_LARGEST = 2.0**63
+"""Of any number: means of larger ones need not be numbers."""
 _HALF = 1e-3
 """Half precision rounds each score by less than this share."""
 _LONGEST = 60
@@ -43,10 +45,7 @@ def record_problems(record: TrialRecord) -> Iterator[str]:
             yield "the hash of the weights it started from is no SHA-256"
         if not record.weights.licence:
             yield "the licence of the weights it started from is missing"
-    try:
-        datetime.fromisoformat(record.created)
-    except ValueError:
-        yield f"it was created at {record.created[:40]!r}, which is no time"
+    yield from _common_problems(record)
     yield from (["its cost is missing"] if record.cost is None else _cost_problems(record.cost))
     epochs = [epoch.epoch for epoch in record.curve]
     if len(epochs) != record.config.epochs:
@@ -65,6 +64,47 @@ def record_problems(record: TrialRecord) -> Iterator[str]:
         yield f"it has scores of {', '.join(sorted(record.scores)) or 'nothing'}, not of val and test"
 
 
+def failure_problems(record: TrialRecord) -> Iterator[str]:
+    """Yield what of the record of a training that failed cannot be."""
+    if record.scores:
+        yield "it failed, and has scores"
+    if record.weights is not None and record.weights.init != record.config.init:
+        yield f"it started from {record.weights.init} weights, its configuration says {record.config.init}"
+    yield from _common_problems(record)
+    yield from [] if record.cost is None else _cost_problems(record.cost)
+
+
+def _common_problems(record: TrialRecord) -> Iterator[str]:
+    try:
+        datetime.fromisoformat(record.created)
+    except ValueError:
+        yield f"it was created at {record.created[:40]!r}, which is no time"
+    if record.number < 0:
+        yield f"its trial has the number {record.number}"
+    bounds = {
+        "freeze_depth": (0, 1),
+        "lr": (math.ulp(0), _LARGEST),
+        "weight_decay": (0, _LARGEST),
+        "epochs": (1, _LARGEST),
+        "batch_size": (1, _LARGEST),
+        "image_size": (1, _LARGEST),
+        "warmup": (0, 1),
+        "ema": (0, 1),
+        "clip_grad": (0, _LARGEST),
+        "seed": (0, _LARGEST),
+    }
+    for name, (low, high) in bounds.items():
+        value = getattr(record.config, name)
+        if not low <= value <= high:
+            yield f"its configuration cannot be: {name} {value!r}"
+    for epoch in record.curve:
+        scores = (epoch.val_accuracy, epoch.val_f1)
+        if not all(0 <= score <= 1 for score in scores):
+            yield f"epoch {epoch.epoch} of its learning curve cannot be: val accuracy and f1 {scores}"
+            # One is enough, and there may be many.
+            return
+
+
 def _cost_problems(cost: CostRecord) -> Iterator[str]:
     counted = {
         "seconds": cost.seconds,
@@ -79,7 +119,7 @@ def _cost_problems(cost: CostRecord) -> Iterator[str]:
         "micro_batch": cost.micro_batch,
     }
     for name, value in counted.items():
-        if not 0 <= value < math.inf:
+        if not 0 <= value <= _LARGEST:
             yield f"its cost is no cost: {name} {value!r}"
     shares = {"frozen_param_share": cost.frozen_param_share, "frozen_flop_share": cost.frozen_flop_share}
     for name, share in shares.items():

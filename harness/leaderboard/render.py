@@ -263,7 +263,7 @@ def format_markdown(boards: Iterable[Leaderboard]) -> str:
         rules = ["---:" if column.numeric else "---" for column in _columns(board)]
         rows = [[escape_markdown(cell) for cell in line] for line in _cells(board)]
         table = "".join(f"| {' | '.join(line)} |\n" for line in (heads, rules, *rows))
-        parts.append(f"{escape_markdown(board.caption())}\n\n{table}")
+        parts.append(f"{escape_paragraph(board.caption())}\n\n{table}")
     return "\n".join(parts)
 
 
@@ -274,6 +274,12 @@ def escape_markdown(value: str) -> str:
     text = re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text)
     # No name becomes a link by itself.
     return re.sub(r":(?=//)|(?<=www)\.", r"\\\g<0>", text, flags=re.IGNORECASE)
+
+
+def escape_paragraph(value: str) -> str:
+    """Write text that begins a line of Markdown, so that it is no item of a list, rule or block."""
+    text = escape_markdown(value).lstrip()
+    return re.sub(r"^(\d*)(?=[-+=.)])", r"\1\\", text)
 
 
 def format_csv(boards: Iterable[Leaderboard]) -> str:

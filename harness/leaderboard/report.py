@@ -6,6 +6,8 @@ import dataclasses
 import json
 from collections.abc import Iterable, Sequence
 
+from rich.cells import cell_len
+
 from harness.leaderboard.board import LABELS
 from harness.leaderboard.comparison import Comparison, Side
 from harness.leaderboard.summary import Standing, Summary
@@ -20,16 +22,7 @@ def format_summary(summary: Summary) -> str:
     shared = [standing.rank for standing in summary.standings]
     head = ("#", "backbone", "mean rank", "Borda", "win rate", *map(safe_text, summary.datasets))
     lines = [head, *(_standing(item, shared.count(item.rank) > 1) for item in summary.standings)]
-    widths = [max(len(line[index]) for line in lines) for index in range(len(head))]
-    caption = safe_text(summary.caption())
-    table = [
-        "  ".join(
-            cell.ljust(width) if index == 1 else cell.rjust(width)
-            for index, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    ]
-    return "\n".join((caption, "", *table)) + "\n"
+    return f"{safe_text(summary.caption())}\n\n{format_columns(lines, left=(1,))}"
 
 
 def _standing(item: Standing, is_shared: bool) -> tuple[str, ...]:
@@ -59,7 +52,7 @@ def format_comparison(found: Comparison) -> str:
     lines = [
         f"{safe_text(found.dataset)} · {label} on {found.split} ({found.images} images) · "
         f"protocol {found.protocol[:8]}",
-        *_columns([_side("A", found.one), _side("B", found.other)]),
+        *format_columns([_side("A", found.one), _side("B", found.other)]).splitlines(),
         f"A - B  {100 * difference.estimate:+.1f} [{low}, {high}]  p {_p(difference.p)}  ({how})",
         f"{verdict} at 95 %",
     ]
@@ -75,12 +68,22 @@ def _side(letter: str, side: Side) -> tuple[str, ...]:
     return (letter, f"{100 * side.score:.1f}", name, safe_text(side.backbone), seeds + failed)
 
 
-def _columns(lines: Sequence[tuple[str, ...]]) -> list[str]:
-    widths = [max(len(line[index]) for line in lines) for index in range(len(lines[0]))]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    ]
+def format_columns(lines: Sequence[Sequence[str]], left: Sequence[int] | None = None) -> str:
+    """Write lines of cells below each other, in columns as wide as a terminal shows them.
+
+    Args:
+        lines: As many cells in each, made safe.
+        left: Numbers of the columns that are flush left, the others right; default: all are.
+    """
+    widths = [max(map(cell_len, column)) for column in zip(*lines, strict=True)]
+    texts = []
+    for line in lines:
+        cells = []
+        for index, (cell, width) in enumerate(zip(line, widths, strict=True)):
+            space = " " * (width - cell_len(cell))
+            cells.append(cell + space if left is None or index in left else space + cell)
+        texts.append(f"{'  '.join(cells).rstrip()}\n")
+    return "".join(texts)
 
 
 def _p(value: float) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -97,7 +97,7 @@ class Comparison:
 
 def record_digest(record: TrialRecord) -> str:
     """Return the SHA-256 that a record's file states of itself."""
-    return digest(dataclasses.asdict(record))
+    return digest(record)
 
 
 def compare(bundle: Bundle, trainings: tuple[Retraining, ...]) -> Comparison:
@@ -135,6 +135,34 @@ def compare(bundle: Bundle, trainings: tuple[Retraining, ...]) -> Comparison:
         if max(map(abs, means)) <= GPU_TOLERANCE:
             outcome = "within tolerance"
     return Comparison(outcome=outcome, trainings=tuple(found))
+
+
+def join_reruns(bundle: Bundle, reruns: Sequence[RerunRecord]) -> RerunRecord:
+    """Return what reruns of a run's trainings show of a bundle of it: of each training the last repetition.
+
+    They may name other bundles of the run, with fewer seeds or from before more trials.
+
+    Raises:
+        StorageError: They repeat none of its trainings, or answers are not for its images.
+    """
+    known = [record_digest(record) for record in bundle.records]
+    last: dict[str, Retraining] = {}
+    # Sorting keeps the order of what was made within a second.
+    for rerun in sorted(reruns, key=lambda rerun: rerun.created):
+        last |= {training.record: training for training in rerun.trainings}
+    trainings = tuple(last[name] for name in known if name in last)
+    return RerunRecord(
+        bundle=bundle.digest,
+        trainings=trainings,
+        outcome=compare(bundle, trainings).outcome,
+        created=max((rerun.created for rerun in reruns), default=""),
+    )
+
+
+def repeats_any(bundle: Bundle, rerun: RerunRecord) -> bool:
+    """Say whether a rerun repeats a training of a bundle, whichever bundle it names."""
+    known = {record_digest(record) for record in bundle.records}
+    return any(training.record in known for training in rerun.trainings)
 
 
 def check_rerun(bundle: Bundle, rerun: RerunRecord) -> str:

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harness.errors import StorageError, UnknownNameError, UsageError
 from harness.leaderboard.bundle import Bundle, PackedAnswers, read_bundle, write_bundle
 from harness.leaderboard.rerun import FILE as RERUN
 from harness.leaderboard.rerun import SCHEMA as RERUN_SCHEMA
-from harness.leaderboard.rerun import RerunRecord, check_rerun, read_rerun, write_rerun
+from harness.leaderboard.rerun import (
+    RerunRecord,
+    check_rerun,
+    join_reruns,
+    read_rerun,
+    repeats_any,
+    write_rerun,
+)
 from harness.leaderboard.verify import verify
+from harness.paths import runs_flag, study_arguments
 from harness.predictions import Predictions, read_predictions
 from harness.records import TrialRecord, read_records, study_folders
 from harness.samples import SampleList, Samples, protocol_digest, read_samples, split_digest
@@ -40,14 +48,14 @@ def make_bundle(study_folder: Path, number: int) -> Bundle:
         StorageError: Records, manifest or predictions are missing, damaged, or not of each other.
     """
     records = read_records(study_folder)
-    finals = [r for r in records if r.kind == "final" and r.number == number and r.state == "complete"]
+    own = [record for record in records if record.kind == "final" and record.number == number]
+    finals, failed = ([r for r in own if r.state == state] for state in ("complete", "failed"))
     if not finals:
         raise UsageError(
             f"trial {number} of study {study_folder.name!r} has no final training",
             where=str(study_folder),
             fixes=["harness study show tells which are final", "harness study finalize trains finalists"],
         )
-    finals.sort(key=lambda record: record.config.seed)
     manifest = read_samples(study_folder)
     _check_manifest(study_folder, manifest, finals[0])
     samples = {split: manifest.splits[split] for split in SPLITS}
@@ -56,6 +64,8 @@ def make_bundle(study_folder: Path, number: int) -> Bundle:
         samples=samples,
         answers=tuple(_answers(study_folder / record.folder, record, samples) for record in finals),
         trials=dict(Counter(record.state for record in records if record.kind == "search")),
+        # What an error says after its kind may name paths of this machine.
+        failed=tuple(replace(record, reason=record.reason.partition(":")[0]) for record in failed),
     )
 
 
@@ -84,13 +94,11 @@ def submit(run: str, to: Path, runs: Path) -> list[Submission]:
     for folder, number in find_runs(run, runs):
         bundle = make_bundle(folder, number)
         _check(bundle, f"{folder.name}/{number}")
-        own = folder / "reruns" / bundle.digest[:16] / RERUN
-        found = [read_rerun(own)] if own.exists() else []
-        made.append(
-            Submission(
-                bundle=write_bundle(to, bundle), reruns=tuple(write_rerun(reruns, one) for one in found)
-            )
-        )
+        # A rerun names the bundle of its time: more trials since then, or seeds, make another.
+        found = [read_rerun(path) for path in sorted(folder.glob(f"reruns/*/{RERUN}"))]
+        found = [one for one in found if repeats_any(bundle, one)]
+        own = (write_rerun(reruns, join_reruns(bundle, found)),) if found else ()
+        made.append(Submission(bundle=write_bundle(to, bundle), reruns=own))
     return made
 
 
@@ -115,14 +123,13 @@ def find_runs(run: str, runs: Path) -> list[tuple[Path, int]]:
                 f"study {path.name!r} has no final training" + (f" of trial {number}" if finals else ""),
                 where=str(path),
                 why=f"there are those of trial {numbers}" if finals else "",
-                fixes=[f"harness study finalize {path.name} --finalists 1"],
+                fixes=[f"harness study finalize {study_arguments(path)} --finalists 1"],
             )
         return [(path, one) for one in (sorted(finals) if number is None else [number])]
     if run.endswith(".json"):
         raise StorageError("no such file", where=run, fixes=["check the path of the bundle or rerun.json"])
-    raise UnknownNameError(
-        "study", found[1] if found else run, folders, where=str(runs), more="list them: harness study list"
-    )
+    more = f"list them: harness study list{runs_flag(runs)}"
+    raise UnknownNameError("study", found[1] if found else run, folders, where=str(runs), more=more)
 
 
 def _check_manifest(study_folder: Path, manifest: SampleList, record: TrialRecord) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from harness.leaderboard.board import Leaderboard
 from harness.records import Metric
+
+MOST = 1000
+"""Blocks that are weighed against each other: there may be as many as choices of backbones."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +59,7 @@ def summarise(boards: Iterable[Leaderboard]) -> Summary | None:
 
     The rows and data sets are the largest block without a gap: backbones that were all ranked on all of the
     data sets. Of equal blocks the one with more data sets is taken. The order of the boards has no influence.
+    Where holes are so many that more than `MOST` blocks are in question, those that look largest are.
 
     Args:
         boards: One for each data set; protocols of a data set count as data sets of their own.
@@ -72,14 +76,10 @@ def summarise(boards: Iterable[Leaderboard]) -> Summary | None:
     ranks = {_name(board, known): {row.backbone: row.rank for row in board.rows} for board in known}
     names = sorted({name for found in ranks.values() for name in found})
     homes = {name: frozenset(data for data, found in ranks.items() if name in found) for name in names}
-    blocks = {homes[one] & homes[other] for one in names for other in names}
-    sized = [(data, [name for name in names if data <= homes[name]]) for data in blocks if len(data) > 1]
-    sized = [(data, rows) for data, rows in sized if len(rows) > 1]
-    if not sized:
+    chosen = _largest_block(list(homes.values()))
+    if chosen is None:
         return None
-    chosen, backbones = min(
-        sized, key=lambda block: (-len(block[0]) * len(block[1]), -len(block[0]), sorted(block[0]))
-    )
+    backbones = [name for name in names if chosen <= homes[name]]
     datasets = tuple(name for name in ranks if name in chosen)
     return Summary(
         metric=known[0].metric,
@@ -89,6 +89,23 @@ def summarise(boards: Iterable[Leaderboard]) -> Summary | None:
         left_out_datasets=tuple(name for name in ranks if name not in chosen),
         left_out_backbones=tuple(name for name in names if name not in backbones),
     )
+
+
+def _largest_block(homes: Sequence[frozenset[str]]) -> frozenset[str] | None:
+    """Return the data sets of the largest block, two by two at least; `homes` are those of each backbone."""
+
+    def order(data: frozenset[str]) -> tuple[int, int, list[str]]:
+        return -len(data) * sum(data <= home for home in homes), -len(data), sorted(data)
+
+    # The data sets that some backbones have in common, for any choice of backbones.
+    found: set[frozenset[str]] = set()
+    for home in sorted({*homes}, key=sorted):
+        found |= {home, *(home & other for other in found)}
+        found = {data for data in found if len(data) > 1}
+        if len(found) > MOST:
+            found = {*sorted(found, key=order)[:MOST]}
+    blocks = [data for data in found if sum(data <= home for home in homes) > 1]
+    return min(blocks, key=order, default=None)
 
 
 def _name(board: Leaderboard, boards: list[Leaderboard]) -> str:

@@ -17,11 +17,13 @@ from harness.documents import find_misfit
 from harness.errors import StorageError
 from harness.leaderboard.bundle import Bundle, read_bundle
 from harness.leaderboard.entry import Answers, Entry, Tier
-from harness.leaderboard.recompute import SHA256, record_problems, score_problems
+from harness.leaderboard.recompute import SHA256, failure_problems, record_problems, score_problems
 from harness.leaderboard.rerun import RerunRecord, check_rerun, reruns_of
 from harness.samples import SampleList, Samples, classes_digest, protocol_digest, split_digest
 
 SPLITS = ("val", "test")
+SURPRISES = (ArithmeticError, LookupError, TypeError, ValueError)
+"""What comes of a value that no check foresaw."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +50,7 @@ def verify(bundle: Bundle, labels: SampleList | None = None, reruns: Sequence[Re
         reruns: Documents of reruns of it.
 
     Returns:
-        The tier that it reaches and why it is rejected. Never raises for what is in the bundle.
+        The tier that it reaches and why it is rejected.
     """
     problems = list(_find_problems(bundle, labels))
     if problems:
@@ -77,7 +79,10 @@ def verify_file(path: Path, labels: SampleList | None = None) -> tuple[Bundle | 
         reruns, problems = reruns_of(bundle, folder / "reruns")
         found += reruns
         damaged += problems
-    verdict = verify(bundle, labels, found)
+    try:
+        verdict = verify(bundle, labels, found)
+    except SURPRISES as error:
+        return None, Verdict(tier="self-reported", problems=(f"it cannot be checked: {error!r}",))
     notes = verdict.notes + tuple(f"rerun {line}" for line in damaged)
     return bundle, replace(verdict, notes=notes)
 
@@ -94,9 +99,12 @@ def bundle_entries(bundle: Bundle, verdict: Verdict) -> list[Entry]:
             for split, packed in bundle.answers[number].items()
         }
 
-    return [
+    complete = [
         Entry(record=record, answers=partial(answers, number), source=verdict.digest, tier=verdict.tier)
         for number, record in enumerate(bundle.records)
+    ]
+    return complete + [
+        Entry(record=record, source=verdict.digest, tier=verdict.tier) for record in bundle.failed
     ]
 
 
@@ -114,6 +122,8 @@ def _find_problems(bundle: Bundle, labels: SampleList | None) -> Iterator[str]:
         if found:
             return
         own = {split: _relabelled(part, labels) for split, part in own.items()}
+    for record in bundle.failed:
+        yield from (f"seed {record.config.seed}: {problem}" for problem in failure_problems(record))
     for number, record in enumerate(bundle.records):
         name = f"seed {record.config.seed}"
         yield from (f"{name}: {problem}" for problem in record_problems(record))
@@ -127,7 +137,7 @@ def _find_problems(bundle: Bundle, labels: SampleList | None) -> Iterator[str]:
 def _form_problems(bundle: Bundle) -> Iterator[str]:
     misfit = find_misfit(Bundle, bundle)
     if misfit:
-        yield f"it has not the form of its schema: {misfit} is of another type"
+        yield f"it has not the form of its schema: {misfit} is of another type, or too large"
         return
     if not bundle.records:
         yield "it holds no record"
@@ -160,13 +170,15 @@ def _form_problems(bundle: Bundle) -> Iterator[str]:
 def _run_problems(bundle: Bundle) -> Iterator[str]:
     """Yield why the records are not the final trainings of one configuration."""
     first = bundle.records[0]
-    seeds = [record.config.seed for record in bundle.records]
+    states = [(record, "complete") for record in bundle.records]
+    states += [(record, "failed") for record in bundle.failed]
+    seeds = [record.config.seed for record, _ in states]
     if len({*seeds}) < len(seeds):
         yield f"its records repeat a seed: {', '.join(map(str, seeds))}"
-    for record in bundle.records:
+    for record, state in states:
         name = f"seed {record.config.seed}"
-        if record.kind != "final" or record.state != "complete":
-            yield f"{name}: a record of a {record.state} {record.kind} training, not of a complete final one"
+        if record.kind != "final" or record.state != state:
+            yield f"{name}: a record of a {record.state} {record.kind} training, not of a {state} final one"
         if record.config.digest() != first.config.digest():
             yield f"{name}: its configuration is not that of seed {first.config.seed}"
         for part in ("study", "number", "metric", "dataset", "protocol"):
@@ -189,9 +201,15 @@ def _protocol_problems(bundle: Bundle) -> Iterator[str]:
         if split_digest(dataset.classes, part) != protocol.splits.get(split):
             what = "an image, a label or a hash was changed"
             yield f"the manifest of {split} is not that of the protocol: {what}"
-        counts = np.bincount(part.labels, minlength=len(dataset.classes)).tolist()
-        if counts != list(dataset.counts.get(split, ())):
+        if _counts(part, dataset.classes) != dataset.counts.get(split):
             yield f"the counts of {split} in the record are not those of its images"
+    if {*dataset.counts} != {"train", *SPLITS}:
+        found = ", ".join(sorted(dataset.counts)) or "nothing"
+        yield f"its counts are those of {found}, not of train, val and test"
+    size = len(dataset.classes)
+    for split, counts in dataset.counts.items():
+        if len(counts) != size or min(counts, default=0) < 0:
+            yield f"the counts of {split} in the record are not one for each of {size} classes"
 
 
 def _label_problems(bundle: Bundle, labels: SampleList) -> Iterator[str]:
@@ -226,6 +244,13 @@ def _label_problems(bundle: Bundle, labels: SampleList) -> Iterator[str]:
     )
     if split_digest(labels.classes, train) != record.protocol.splits.get("train"):
         yield "train: the other images here are not those that it was trained on"
+    elif _counts(train, labels.classes) != record.dataset.counts["train"]:
+        yield "the counts of train in the record are not those of the images here"
+
+
+def _counts(part: Samples, classes: Sequence[str]) -> tuple[int, ...]:
+    """Return the images of each class."""
+    return tuple(np.bincount(part.labels, minlength=len(classes)).tolist())
 
 
 def _by_id(labels: SampleList) -> dict[str, tuple[int, str]]:

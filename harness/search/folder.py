@@ -97,7 +97,8 @@ class StudyFolder:
     def __init__(self, path: Path, document: Mapping[str, Any]) -> None:
         self.path = path
         self.document = dict(document)
-        self.name: str = document["name"]
+        # Users go by what they see: a folder that was renamed or copied is called as it is now.
+        self.name: str = path.absolute().name
         self.metric: Metric = document["metric"]
         self.space = Space.from_json(document["space"])
         self.imports = tuple(from_json(ImportedTrial, item) for item in document["imports"])

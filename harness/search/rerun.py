@@ -16,7 +16,16 @@ from harness.engine.job import TrialJob
 from harness.engine.weights import ResolvedWeights, preflight
 from harness.errors import DataError, NoTrialSucceeded, UsageError, WeightsError
 from harness.leaderboard.bundle import Bundle, PackedAnswers
-from harness.leaderboard.rerun import FILE, Comparison, RerunRecord, Retraining, compare, record_digest
+from harness.leaderboard.rerun import (
+    FILE,
+    Comparison,
+    RerunRecord,
+    Retraining,
+    compare,
+    join_reruns,
+    read_rerun,
+    record_digest,
+)
 from harness.leaderboard.submit import make_bundle
 from harness.leaderboard.verify import verify
 from harness.predictions import read_predictions
@@ -56,6 +65,8 @@ def rerun(
 ) -> Rerun:
     """Train each final training of a run again, and store what came out with the comparison.
 
+    What came out of other seeds before stays in the document, and is part of the comparison.
+
     Args:
         bundle: The run.
         registry: The plugins.
@@ -72,6 +83,7 @@ def rerun(
         DataError: The images are missing or not those of the bundle.
         WeightsError: The weights are missing or not those that the run started from.
         NoTrialSucceeded: A training fails.
+        StorageError: The document of an earlier rerun is damaged.
     """
     problems = verify(bundle).problems
     if problems:
@@ -80,6 +92,7 @@ def rerun(
     if not records:
         known = ", ".join(str(record.config.seed) for record in bundle.records)
         raise UsageError(f"the run has no seed {seed}", why=f"its seeds are {known}")
+    earlier = [read_rerun(folder / FILE)] if (folder / FILE).exists() else []
     config = records[0].config
     check_run_components(records[0], registry)
     manifest = _manifest(bundle, dataset, registry)
@@ -111,15 +124,15 @@ def rerun(
                 trainings.append(_train(job, record, executor, registry, stop))
         finally:
             executor.close()
-    comparison = compare(bundle, tuple(trainings))
-    document = RerunRecord(
+    made = RerunRecord(
         bundle=bundle.digest,
         trainings=tuple(trainings),
-        outcome=comparison.outcome,
+        outcome=compare(bundle, tuple(trainings)).outcome,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+    document = join_reruns(bundle, [*earlier, made])
     write_document(folder / FILE, dataclasses.asdict(document))
-    return Rerun(folder=folder, record=document, comparison=comparison)
+    return Rerun(folder=folder, record=document, comparison=compare(bundle, document.trainings))
 
 
 def _train(

@@ -10,6 +10,7 @@ from pathlib import Path
 from harness.errors import NoTrialSucceeded
 from harness.leaderboard.entry import entry_of
 from harness.leaderboard.rank import Leaderboard, rank
+from harness.paths import study_arguments
 from harness.records import Metric, ProbeRecord, TrialRecord, read_records
 from harness.search.folder import StudyFolder
 
@@ -51,7 +52,7 @@ class StudyResult:
                 f"study {self.name!r} has no complete trial",
                 where=str(self.folder),
                 fixes=[
-                    f"see what became of its trials: harness study show {self.name}",
+                    f"see what became of its trials: harness study show {study_arguments(self.folder)}",
                     "go on with it: the command that began it, again",
                 ],
             )

@@ -186,7 +186,8 @@ class Trainings:
     ) -> TrialRecord:
         weights = self._weights.get(config.backbone)
         return TrialRecord(
-            study=self._folder.name,
+            # All records of a run name one study, whatever its folder is called since.
+            study=self._folder.document["name"],
             kind=kind,
             number=number,
             state=outcome.state,
