@@ -87,7 +87,7 @@ def test_the_plugin_runs_without_installation(tmp_path):
 def test_the_plugins_own_tests_pass_where_it_is_installed(installed, wheel):
     tests = wheel.parent.parent / "src" / "tests"
     out = run(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", tests, env=installed, cwd=tests)
-    assert "6 passed" in out
+    assert "7 passed" in out
 
 
 def test_the_plugin_conforms(monkeypatch):

@@ -588,7 +588,7 @@ def test_a_study_without_a_complete_trial_says_where_to_look(tmp_path):
     result = StudyResult(name="sig", folder=tmp_path, dataset="dots", metric="f1", trials=1, records=())
     with pytest.raises(NoTrialSucceeded) as caught:
         _ = result.best
-    assert "harness study show sig" in caught.value.fixes[0]
+    assert f"harness study show {tmp_path.name} --runs {tmp_path.parent}" in caught.value.fixes[0]
 
 
 @pytest.mark.parametrize(("name", "said"), [("gone", "does not exist"), ("text", "found 0 images")])
