@@ -50,7 +50,7 @@ def installed(blocked: set[str]) -> list[Candidate]:
             continue
         for candidate in _candidates(dist):
             # The first on the path wins, as for the import: one distribution may be described twice.
-            by_name[candidate.name].setdefault(_canonical(candidate.distribution), candidate)
+            by_name[candidate.name].setdefault(canonical_name(candidate.distribution), candidate)
     candidates = []
     for name, homes in sorted(by_name.items()):
         if len(homes) > 1 and name not in blocked:
@@ -96,7 +96,8 @@ def _is_shadowed(dist: Distribution, name: str) -> bool:
     return _entry_points_text(first) != _entry_points_text(dist)
 
 
-def _canonical(name: str) -> str:
+def canonical_name(name: str) -> str:
+    """Return the one form of a distribution's name that all its spellings share."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 

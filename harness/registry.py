@@ -283,8 +283,9 @@ def _collect(plugin: object, manager: pluggy.PluginManager) -> Iterator[tuple[st
 def _own_functions(plugin: object) -> Iterator[str]:
     """Yield the names of functions that a plugin defines itself and that look like hooks."""
     owner = plugin if inspect.ismodule(plugin) else type(plugin)
+    home = owner.__name__ if inspect.ismodule(owner) else owner.__module__
     for name, value in vars(owner).items():
-        if name.startswith(_PREFIX) and inspect.isfunction(value):
+        if name.startswith(_PREFIX) and inspect.isfunction(value) and value.__module__ == home:
             yield name
 
 

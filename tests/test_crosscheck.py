@@ -43,6 +43,15 @@ def test_of_the_same_trainings_the_bundle_that_was_re_run_counts(tmp_path):
         assert repeated[1] == counts.digest
 
 
+def test_what_was_less_checked_takes_no_place(tmp_path):
+    original = make_bundle(**SMALL, dataset="x")
+    bundles = {one.digest: one for one in (original, make_failed(original, 2))}
+    (first, second) = bundles
+    tiers = {first: "re-run", second: "recomputed"}
+    assert find_repeated({name: (one, tiers[name]) for name, one in bundles.items()}) == {}
+    assert find_repeated({name: (one, "recomputed") for name, one in bundles.items()}) == {first: second}
+
+
 def counting(bundle, train):
     """Return the bundle with other counts of the training images."""
     records = tuple(

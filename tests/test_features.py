@@ -59,6 +59,15 @@ def test_views_that_come_again_are_read_and_sent_once():
     assert claims == [5 * 6 * 4] * 2, "each has room of its own"
 
 
+@pytest.mark.parametrize("fits", [True, False])
+def test_views_that_were_computed_on_the_device_stay_where_they_fit(fits):
+    prefix = Prefix("meta")
+    features = make(prefix, lambda size: fits, views=2)
+    for epoch in range(4):
+        features.train(epoch)
+    assert len(prefix.asked) == (2 if fits else 4)
+
+
 def test_what_was_computed_on_the_device_needs_no_room():
     features = make(Prefix("meta"), lambda size: pytest.fail("asked for room"))
     assert features.train(0).device.type == "meta"

@@ -159,12 +159,7 @@ def test_files_put_there_after_a_killed_download_are_used_and_stay(
     assert (folder / "images").is_dir()
 
 
-def test_a_download_joins_what_was_put_there_by_hand(
-    tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise OSError("no links on this file system")
-
+def test_a_download_joins_what_was_put_there_by_hand(tmp_path: Path, server: str) -> None:
     def build(folder: Path, download: bool) -> list[Sample]:
         if download:
             assert (folder / "inner" / "first").read_text() == "mine"
@@ -174,17 +169,53 @@ def test_a_download_joins_what_was_put_there_by_hand(
         image = folder / "inner" / "images" / "a"
         return [Sample(id=image.read_text() or "a", label="a", image=image)]
 
-    for number, link in enumerate((module.os.link, refuse)):
-        monkeypatch.setattr(module.os, "link", link)
-        folder = folder_of("beans", tmp_path / str(number))
-        (folder / "inner").mkdir(parents=True)
-        (folder / "inner" / "first").write_text("mine")
-        (folder / "inner" / "damaged").write_text("half")
-        (sample,) = fetch(spec(build, f"{server}/200"), tmp_path / str(number), download=True)
-        assert sample.image == folder / "inner" / "images" / "a"
-        assert (folder / "inner" / "first").read_text() == "mine"
-        assert (folder / "inner" / "damaged").read_text() == "whole"
-        assert sorted(path.name for path in folder.parent.iterdir()) == [".beans.lock", "beans"]
+    folder = folder_of("beans", tmp_path)
+    (folder / "inner").mkdir(parents=True)
+    (folder / "inner" / "first").write_text("mine")
+    (folder / "inner" / "damaged").write_text("half")
+    (sample,) = fetch(spec(build, f"{server}/200"), tmp_path, download=True)
+    assert sample.image == folder / "inner" / "images" / "a"
+    assert (folder / "inner" / "first").read_text() == "mine"
+    assert (folder / "inner" / "damaged").read_text() == "whole"
+    assert sorted(path.name for path in folder.parent.iterdir()) == [".beans.lock", "beans"]
+
+
+def test_a_download_that_is_interrupted_has_not_written_over_the_users_file(
+    tmp_path: Path, server: str
+) -> None:
+    def build(folder: Path, download: bool) -> list[Sample]:
+        if download:
+            with (folder / "archive").open("w") as file:
+                file.write("ha")
+            raise KeyboardInterrupt
+        raise RuntimeError("Dataset not found")
+
+    folder = folder_of("beans", tmp_path)
+    folder.mkdir(parents=True)
+    (folder / "archive").write_text("mine")
+    with pytest.raises(KeyboardInterrupt):
+        fetch(spec(build, f"{server}/200"), tmp_path, download=True)
+    assert (folder / "archive").read_text() == "mine"
+
+
+def test_a_folder_that_is_a_link_is_filled_where_it_leads_to(tmp_path: Path, server: str) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    folder = folder_of("beans", tmp_path)
+    folder.parent.mkdir()
+    folder.symlink_to(disk)
+    parts = []
+
+    def build(folder: Path, download: bool) -> list[Sample]:
+        if download:
+            parts.append(folder.parent)
+            (folder / "a").write_text("")
+        return [Sample(id=(folder / "a").read_text() or "a", label="a", image=PIXELS)]
+
+    fetch(spec(build, f"{server}/200"), tmp_path, download=True)
+    assert parts == [disk.parent]
+    assert folder.is_symlink()
+    assert [path.name for path in disk.iterdir()] == ["a"]
 
 
 def test_files_put_there_by_hand_suffice_without_a_network_and_survive(tmp_path: Path) -> None:

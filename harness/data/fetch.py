@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import os
 import shutil
 import socket
 import sys
@@ -88,6 +87,8 @@ def unreachable(url: str, seconds: float = SECONDS) -> str:
 def _download(spec: DatasetSpec, folder: Path) -> list[Sample]:
     from filelock import FileLock
 
+    # Where a link leads to, there is the room for it.
+    folder = folder.resolve()
     part = _part(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -150,27 +151,20 @@ def _share(folder: Path, part: Path) -> None:
     if part.exists():
         shutil.rmtree(part)
     if folder.is_dir():
-        shutil.copytree(folder, part, symlinks=True, copy_function=_link)
+        # No links: a download that writes over a damaged archive must not change the user's own.
+        shutil.copytree(folder, part, symlinks=True)
     else:
         part.mkdir()
 
 
-def _link(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # not every file system has links
-        shutil.copy2(source, target)
-
-
 def _move(source: Path, target: Path) -> None:
     """Move a folder to another place, whole folders at a time where nothing is there yet."""
-    if not target.exists():
-        source.rename(target)
-    elif source.is_dir() and not source.is_symlink():
+    if target.is_dir() and source.is_dir() and not source.is_symlink():
         for entry in list(source.iterdir()):
             _move(entry, target / entry.name)
-    elif not source.samefile(target):
-        source.replace(target)
+    else:
+        # Not rename: the data set's folder may be another file system.
+        shutil.move(source, target)
 
 
 def _has_files(folder: Path) -> bool:

@@ -120,7 +120,8 @@ def _stamp(path: Path) -> list[int] | None:
         status = path.stat()
     except OSError:
         return None
-    # A copy may bring its time of modification along, as unpacked archives do; this one nobody can set.
+    # A copy may bring its time of modification along, as unpacked archives do; where there is a time of
+    # change (on Windows it is that of creation), nobody can set it.
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
 

@@ -26,6 +26,7 @@ class Features:
         self._train: dict[int, Tensor] = {}
         self._splits: dict[str, Tensor] = {}
         self._claim = claim
+        self._keeps_views = images.views_recur
         self._claimed: dict[tuple[str, int], bool] = {}
         self.train_size = len(images.labels["train"])
 
@@ -33,7 +34,7 @@ class Features:
         """Return features (N, D) of the training images as augmented in an epoch, counted from 0."""
         view = self._images.view(epoch)
         if view not in self._train:
-            if not self._images.views_recur:
+            if not self._keeps_views:
                 # Not two at a time.
                 self._train.clear()
             self._train[view] = self._read("train", view)
@@ -53,6 +54,9 @@ class Features:
         (rows,) = self._prefix.fetch_all(split, view)
         rows = rows.flatten(1)
         if rows.device == self._images.device:
+            # Nothing has been set aside for what was computed there.
+            if split == "train" and self._keeps_views and rows.device.type != "cpu":
+                self._keeps_views = self._claim(rows.nbytes)
             return rows
         # What does not fit stays a mapped file, of which each epoch sends a copy.
         place = split, view if self._images.views_recur else 0

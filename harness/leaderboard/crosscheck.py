@@ -17,16 +17,19 @@ class _Held:
     """Digests of the records."""
     seeds: frozenset[int]
     """Of these and of those that failed."""
+    tier: int
+    """The higher, the more was checked."""
     worth: tuple[int, int, int, int, str]
     """Which of several that hold a bundle's trainings counts: the highest."""
 
 
 def find_repeated(bundles: Mapping[str, tuple[Bundle, Tier]]) -> dict[str, str]:
-    """Return the bundles whose trainings are all in another, each with that one.
+    """Return the bundles whose trainings are all in another of at least their tier, each with that one.
 
     A run that was submitted again with more seeds, or after more trials, is one run. A training that failed
-    is in another bundle where its seed is, however it ended there. Of bundles of the same trainings the one
-    of the higher tier counts, then of the longer search, then of the higher digest.
+    is in another bundle where its seed is, however it ended there. What was less checked takes no place: a
+    stranger could add failures to somebody's run. Of bundles of the same trainings the one of the higher tier
+    counts, then of the longer search, then of the higher digest.
 
     Args:
         bundles: By digest, with their tiers.
@@ -51,12 +54,13 @@ def find_repeated(bundles: Mapping[str, tuple[Bundle, Tier]]) -> dict[str, str]:
 def _held(name: str, bundle: Bundle, tier: Tier) -> _Held:
     complete = frozenset(map(record_digest, bundle.records))
     seeds = frozenset(record.config.seed for record in (*bundle.records, *bundle.failed))
-    worth = (len(complete), len(seeds), TIERS.index(tier), sum(bundle.trials.values()), name)
-    return _Held(complete=complete, seeds=seeds, worth=worth)
+    rank = TIERS.index(tier)
+    worth = (len(complete), len(seeds), rank, sum(bundle.trials.values()), name)
+    return _Held(complete=complete, seeds=seeds, tier=rank, worth=worth)
 
 
 def _is_in(one: _Held, other: _Held) -> bool:
-    return one.complete <= other.complete and one.seeds <= other.seeds
+    return one.complete <= other.complete and one.seeds <= other.seeds and one.tier <= other.tier
 
 
 def find_disputed(bundles: Mapping[str, Bundle]) -> dict[str, str]:

@@ -86,7 +86,7 @@ def publish(records: Path, *, jobs: int = 1) -> Publication:
     """Read, verify and rank all bundles below a folder, and write what is to be published of them.
 
     A bundle that is damaged, of another schema, fails its verification, or contradicts the others is left out
-    and listed with the reason; a training that is there twice counts once.
+    and listed with the reason; a bundle whose trainings are all in another is named and not ranked.
 
     Args:
         records: The folder; bundles lie at any depth below it, their reruns in a folder `reruns` above them.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -95,11 +97,17 @@ def submit(run: str, to: Path, runs: Path) -> list[Submission]:
         bundle = make_bundle(folder, number)
         _check(bundle, f"{folder.name}/{number}")
         # A rerun names the bundle of its time: more trials since then, or seeds, make another.
-        found = [read_rerun(path) for path in sorted(folder.glob(f"reruns/*/{RERUN}"))]
-        found = [one for one in found if repeats_any(bundle, one)]
+        found = [one for one in _own_reruns(folder) if repeats_any(bundle, one)]
         own = (write_rerun(reruns, join_reruns(bundle, found)),) if found else ()
         made.append(Submission(bundle=write_bundle(to, bundle), reruns=own))
     return made
+
+
+def _own_reruns(folder: Path) -> Iterator[RerunRecord]:
+    for path in sorted(folder.glob(f"reruns/*/{RERUN}")):
+        # A damaged one speaks for nothing, and against no run.
+        with suppress(StorageError):
+            yield read_rerun(path)
 
 
 def find_runs(run: str, runs: Path) -> list[tuple[Path, int]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from harness.discovery import NAMED
+from harness.discovery import NAMED, canonical_name
 from harness.errors import UnknownNameError, UsageError
 from harness.records import Provider, TrialRecord
 from harness.registry import Registry
@@ -35,7 +35,8 @@ def check_study_components(folder: StudyFolder, registry: Registry, *, command: 
         UnknownNameError: A component is not here; names the plugin that it came from.
         UsageError: Another plugin provides it now.
     """
-    homes = _homes(folder.records())
+    # What failed may have failed because of the plugin that is gone now.
+    homes = _homes(record for record in folder.records() if record.state != "failed")
     used = [
         (COMPONENTS[axis.name], str(name))
         for axis in folder.space.axes
@@ -48,8 +49,7 @@ def check_study_components(folder: StudyFolder, registry: Registry, *, command: 
     for kind, name in used:
         now = registry.catalog(kind).get(name).provider
         then = homes.get((kind, name), now)
-        # Not the version: an upgrade must not end all studies there are. Records tell it.
-        if (then.plugin, then.distribution) != (now.plugin, now.distribution):
+        if not _is_same(then, now):
             moved.append(f"{kind} {name!r}: {_said(then)} then, {_said(now)} now")
             fixes.append(_without(now) if then.plugin in loaded else _with(then, command))
     if moved:
@@ -87,6 +87,13 @@ def _check_known(
             if home is None:
                 raise
             raise UnknownNameError(kind, name, (), where=where, more=_with(home, command)) from None
+
+
+def _is_same(then: Provider, now: Provider) -> bool:
+    # Not the version: an upgrade must not end all studies there are. Records tell it. Nor whether a module
+    # was named or has been packaged since.
+    homes = {canonical_name(then.distribution), canonical_name(now.distribution)}
+    return then.plugin == now.plugin and (len(homes) == 1 or NAMED in homes)
 
 
 def _said(provider: Provider) -> str:

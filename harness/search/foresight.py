@@ -8,11 +8,13 @@ import numpy as np
 from optuna.trial import FrozenTrial
 
 from harness.search.box import Box
-from harness.search.gaussian import ENOUGH, Floats, GaussianProcess, draw_hyperparameters, standardize
+from harness.search.gaussian import Floats, GaussianProcess, draw_hyperparameters, standardize
 from harness.search.sampling import FAILED
 
 FEWEST = 3
 """Whole trainings that a forecast wants."""
+MOST = 100
+"""Whole trainings that one learns from, the latest: there may be a forecast for each epoch of a training."""
 
 
 def foresee(box: Box, whole: Sequence[FrozenTrial], ended: Sequence[FrozenTrial]) -> list[float | None]:
@@ -33,7 +35,7 @@ def foresee(box: Box, whole: Sequence[FrozenTrial], ended: Sequence[FrozenTrial]
     forecasts: list[float | None] = [None] * len(ended)
     for step in sorted({trial.last_step for trial in ended if trial.last_step is not None}):
         places = [place for place, trial in enumerate(ended) if _is_at(trial, step)]
-        known = [trial for trial in whole if step in trial.intermediate_values][-ENOUGH:]
+        known = [trial for trial in whole if step in trial.intermediate_values][-MOST:]
         if places and len(known) >= FEWEST:
             found = _predict(box, known, [ended[place] for place in places], step)
             for place, score in zip(places, found.tolist(), strict=True):

@@ -247,12 +247,13 @@ def _read(file: Path) -> Any:
 
 
 def _tensors(state: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors of a level by name; what lies deeper only where the level has none of its own."""
     import torch
 
+    own = {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
+    yield from ((f"{prefix}{key}", value) for key, value in own.items())
     for key, value in state.items():
-        if isinstance(value, torch.Tensor):
-            yield f"{prefix}{key}", value
-        elif isinstance(value, Mapping):
+        if not own and isinstance(value, Mapping):
             yield from _tensors(value, f"{prefix}{key}.")
 
 
