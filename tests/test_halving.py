@@ -27,6 +27,10 @@ def judge(study, depth, values, backbone=None):
     trial.suggest_float("freeze_depth", 0.0, 1.0)
     if backbone:
         trial.suggest_categorical("backbone", ["good", "fair", "poor"])
+    return finish(study, trial, values)
+
+
+def finish(study, trial, values):
     for epoch, value in enumerate(values, start=1):
         trial.report(value, step=epoch)
         if trial.should_prune():
@@ -99,13 +103,7 @@ def test_a_trial_that_is_behind_goes_on_where_it_is_foreseen_to_end_among_the_be
         trial = study.ask()
         trial.suggest_categorical("optimizer", ["adamw", "sgd"])
         trial.suggest_float("lr", 1e-3, 1e-1, log=True)
-        for epoch, value in enumerate(values, start=1):
-            trial.report(value, step=epoch)
-            if trial.should_prune():
-                study.tell(trial, state=optuna.trial.TrialState.PRUNED)
-                return epoch
-        study.tell(trial, values[-1])
-        return None
+        return finish(study, trial, values)
 
     def slow(luck):
         return [0.6 + luck] * 3 + [0.95 + luck / 4] * 6
