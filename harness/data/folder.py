@@ -10,7 +10,7 @@ import csv
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from harness.errors import DataError
@@ -80,16 +80,26 @@ def look_at_folder(path: Path) -> None:
         raise _nothing_found(path)
 
 
+def walk_visible(
+    path: Path, onerror: Callable[[OSError], None] | None = None
+) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """Yield a folder and each below it, with its folders and files by name; hidden ones are left out."""
+    for current, folders, files in os.walk(path, onerror=onerror):
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
+        yield Path(current), folders, sorted(name for name in files if not is_hidden(name))
+
+
 def find_links(path: Path) -> list[Path]:
     """Return the symbolic links to folders and images that `read_folder` leaves out; of a CSV file none."""
-    found: list[Path] = []
     if csv_of(path):
-        return found
-    for current, folders, files in os.walk(path):
-        folders[:] = sorted(name for name in folders if not is_hidden(name))
-        images = sorted(name for name in files if is_image(name) and not is_hidden(name))
-        found += [Path(current, name) for name in folders + images if Path(current, name).is_symlink()]
-    return found
+        return []
+    return [link for folder in walk_visible(path) for link in links_in(*folder)]
+
+
+def links_in(current: Path, folders: Sequence[str], files: Sequence[str]) -> list[Path]:
+    """Return the symbolic links to folders and images in one folder."""
+    entries = [current / name for name in (*folders, *filter(is_image, files))]
+    return [entry for entry in entries if entry.is_symlink()]
 
 
 def csv_of(path: Path) -> Path | None:
@@ -197,11 +207,10 @@ def _images_below(folder: Path) -> Iterator[Path]:
     def refuse(error: OSError) -> None:
         raise _closed(error) from error
 
-    for current, folders, files in os.walk(folder, onerror=refuse):
-        folders[:] = sorted(name for name in folders if not is_hidden(name))
-        for name in sorted(files):
-            file = Path(current, name)
-            if is_image(name) and not is_hidden(name) and not file.is_symlink():
+    for current, _, files in walk_visible(folder, refuse):
+        for name in files:
+            file = current / name
+            if is_image(name) and not file.is_symlink():
                 yield file
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.data.folder import csv_of, find_links, is_hidden, is_image
+from harness.data.folder import csv_of, is_image, links_in, walk_visible
 from harness.specs import Sample
 from harness.text import listed
 
@@ -23,10 +22,10 @@ def find_remarks(path: Path, samples: Sequence[Sample]) -> list[str]:
     """
     if csv_of(path):
         return []
-    loose, strange = _left_out(path, samples)
+    links, loose, strange = _left_out(path, samples)
     repeated, classes = _repeated_folders(samples)
     remarks = {
-        "symbolic links not followed: copy what they point to": find_links(path),
+        "symbolic links not followed: copy what they point to": links,
         "images left out that lie in no folder of a class": loose,
         "images left out because their format is not read: convert them to jpg or png": strange,
     }
@@ -42,19 +41,20 @@ def find_remarks(path: Path, samples: Sequence[Sample]) -> list[str]:
     return lines
 
 
-def _left_out(path: Path, samples: Sequence[Sample]) -> tuple[list[Path], list[Path]]:
-    """Return the images that no class has, and those whose names end in what is not read."""
+def _left_out(path: Path, samples: Sequence[Sample]) -> tuple[list[Path], list[Path], list[Path]]:
+    """Return links, the images that no class has, and those whose names end in what is not read."""
     known = {sample.image for sample in samples if isinstance(sample.image, Path)}
+    links: list[Path] = []
     loose, strange = [], []
-    for current, folders, files in os.walk(path):
-        folders[:] = sorted(name for name in folders if not is_hidden(name))
-        for name in sorted(name for name in files if not is_hidden(name)):
-            file = Path(current, name)
+    for current, folders, files in walk_visible(path):
+        links += links_in(current, folders, files)
+        for name in files:
+            file = current / name
             if is_image(name) and file not in known and not file.is_symlink():
                 loose.append(file)
             elif name.lower().endswith(_NOT_READ):
                 strange.append(file)
-    return loose, strange
+    return links, loose, strange
 
 
 def _repeated_folders(samples: Sequence[Sample]) -> tuple[list[str], list[str]]:

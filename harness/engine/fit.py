@@ -87,7 +87,7 @@ def fit(
         config: Epochs, batch size, learning rate and the like; its precision is not `auto`.
         plan: Says which modules stay in evaluation mode.
         cut: Says what of the model the batches have behind them.
-        loss: `(logits, labels) -> scalar`.
+        loss: `(logits, labels) -> scalar`, on `device`.
         optimizer: Builds the optimizer from the trainable parameters.
         schedule: Follows the warm-up.
         num_classes: C.
@@ -104,7 +104,6 @@ def fit(
         PluginError: There are more or fewer logits than classes.
         OutOfMemoryError: One image does not fit.
     """
-    loss = loss.to(device)
     updater = build_optimizer(model, loss, config, optimizer)
     base = [group["lr"] for group in updater.param_groups]
     steps_per_epoch = max(1, source.train_size // config.batch_size)

@@ -96,7 +96,7 @@ class LinearHead:
         self.ema_decay = ema.get_decay if ema else None
         self.average = self.rows[0].clone() if ema else None
         with self.alone():
-            self.loss = job.loss.to(device)
+            self.loss = job.loss
             self.optimizer = build_optimizer(self.model, self.loss, config, job.optimizer)
             self.base = [group["lr"] for group in self.optimizer.param_groups]
             steps = config.epochs * self.steps_per_epoch

@@ -263,7 +263,7 @@ class Engine:
             return fail(error, job, curve=result.curve, environment=facts)
 
     def _loss(self, config: TrialConfig) -> nn.Module:
-        """Build the loss of a trial; what it draws comes from the trial's seed alone."""
+        """Build the loss of a trial, on the device; what it draws comes from the trial's seed alone."""
         seed_all(config.seed)
         classes = ClassInfo(num_classes=self._num_classes, counts=self._manifest.counts()["train"])
         with naming("loss", config.loss):
