@@ -48,6 +48,17 @@ def test_an_axis_that_does_not_matter_is_found_out():
     assert abs(high - low) < 0.1 * (right - left)
 
 
+def test_what_was_learnt_of_one_choice_is_expected_of_another_that_was_tried_once():
+    rng = np.random.default_rng(4)
+    # Two columns as `Box` encodes a choice; the second one is worse by 1 wherever it is tried.
+    choices = np.eye(2)[[0] * 10 + [1]] / np.sqrt(2)
+    others = np.concatenate([rng.random((10, 2)), np.zeros((1, 2))])
+    y = others.sum(axis=1) - (choices[:, 1] > 0)
+    model = process(np.column_stack([choices, others]), (y - y.mean()) / y.std(), axes=(0, 0, 1, 2))
+    there = np.array([[0.0, 1 / np.sqrt(2), 0.9, 0.9]])
+    assert model.mean(there)[0] == pytest.approx((0.8 - y.mean()) / y.std(), abs=1.0)
+
+
 def test_improvement_is_never_negative_and_largest_where_good_or_unknown():
     x = np.array([[0.0], [0.1], [0.2], [0.3]])
     y = np.array([-1.3, -0.5, 0.5, 1.3])

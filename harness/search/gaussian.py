@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias, cast
+from typing import NamedTuple, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -14,20 +14,28 @@ from scipy.special import ndtr
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 
-Hyper: TypeAlias = tuple[Floats, float]
-"""Lengths of the axes, and the deviation of the noise relative to the scale."""
-
 DRAWS = 128
 """Sets of hyperparameters that a prediction averages over."""
 IGNORED = 1e-2
 """Weight, relative to the largest, below which a draw does not count."""
-ENOUGH = 200
+ENOUGH = 100
 """Points that tell the hyperparameters apart; more would only take longer."""
 MOST = 400
 """Points that a model learns from: its time grows with their cube."""
 REACH = 2.0
 """A score further below the median than so many times the distance from there to the best is as good as that:
 a trial that diverged must not stretch the scale on which the good ones differ."""
+
+
+class Hyper(NamedTuple):
+    """What a Gaussian process takes for given."""
+
+    lengths: Floats
+    """(axes,): the distance along each at which scores have little to do with one another."""
+    apart: float
+    """Share, from 0 to 1, of the variance that axes account for each on its own."""
+    noise: float
+    """Deviation of what is seen about what is there, relative to the scale."""
 
 
 def draw_hyperparameters(
@@ -49,8 +57,9 @@ def draw_hyperparameters(
         inputs, targets = inputs[some], targets[some]
     distances = _distances(inputs, inputs, axes)
     lengths = np.exp(rng.normal(math.log(0.65), 0.6, (DRAWS, max(axes) + 1)))
+    apart = rng.uniform(0.0, 1.0, DRAWS)
     noises = np.exp(rng.normal(math.log(0.1), 1.0, DRAWS))
-    hypers = list(zip(lengths, noises.tolist(), strict=True))
+    hypers = [Hyper(*values) for values in zip(lengths, apart.tolist(), noises.tolist(), strict=True)]
     evidence = np.array([_Conditioned.fit(distances, targets, hyper).evidence for hyper in hypers])
     weights = np.exp(evidence - evidence.max())
     weights[weights < IGNORED] = 0.0
@@ -78,7 +87,11 @@ def thin(scores: Floats, rng: np.random.Generator) -> npt.NDArray[np.int64]:
 
 
 class GaussianProcess:
-    """Regression with a Matern kernel of smoothness 5/2, a length for each axis, and noise.
+    """Regression with noise; each axis has a Matern kernel of smoothness 5/2 and a length of its own.
+
+    Part of the variance is a sum over axes (Duvenaud et al., NeurIPS 2011), the rest a product of all of them.
+    Settings count for much each on its own (Hutter et al., ICML 2014): with the product alone, a backbone that
+    is bad at one learning rate would have to be tried at all of them.
 
     Args:
         inputs: (N, columns).
@@ -131,7 +144,7 @@ class GaussianProcess:
 class _Conditioned:
     """A Gaussian process of given hyperparameters; its scale and its mean are integrated out."""
 
-    lengths: Floats
+    hyper: Hyper
     factor: Floats
     """Lower Cholesky factor of the kernel matrix with noise, relative to the scale."""
     residuals: Floats
@@ -145,9 +158,8 @@ class _Conditioned:
 
     @staticmethod
     def fit(distances: Floats, targets: Floats, hyper: Hyper) -> _Conditioned:
-        lengths, noise = hyper
         count = len(targets)
-        factor = cholesky(_matern(distances, lengths) + (noise**2 + 1e-8) * np.eye(count), lower=True)
+        factor = cholesky(_kernel(distances, hyper) + (hyper.noise**2 + 1e-8) * np.eye(count), lower=True)
         ones, values = solve_triangular(factor, np.stack([np.ones(count), targets], axis=1), lower=True).T
         # Priors: a normal one of deviation 1 on the mean, an inverse gamma one about 1 on the scale.
         mean = float(ones @ values / (ones @ ones + 1))
@@ -155,30 +167,33 @@ class _Conditioned:
         variance = float((residuals @ residuals + 2) / (count + 2))
         evidence = -0.5 * (count * math.log(variance) + mean**2) - float(np.log(np.diag(factor)).sum())
         return _Conditioned(
-            lengths=lengths,
+            hyper=hyper,
             factor=factor,
             residuals=residuals,
             mean=mean,
             variance=variance,
-            noise=noise * math.sqrt(variance),
+            noise=hyper.noise * math.sqrt(variance),
             evidence=evidence,
         )
 
     def predict(self, distances: Floats) -> tuple[Floats, Floats]:
-        """Return mean and deviation (M,) at points that are (axes, N, M) squared distances away."""
-        whitened = solve_triangular(self.factor, _matern(distances, self.lengths), lower=True)
+        """Return mean and deviation (M,) at points that are (axes, N, M) distances away."""
+        whitened = solve_triangular(self.factor, _kernel(distances, self.hyper), lower=True)
         left = np.maximum(1 - (whitened**2).sum(axis=0), 1e-9)
         return self.mean + whitened.T @ self.residuals, np.sqrt(self.variance * left)
 
 
 def _distances(first: Floats, second: Floats, axes: Sequence[int]) -> Floats:
-    """Return the squared distances (axes, N, M) along each axis."""
+    """Return the distances (axes, N, M) along each axis."""
     squares = np.zeros((max(axes) + 1, len(first), len(second)))
     for column, axis in enumerate(axes):
         squares[axis] += (first[:, None, column] - second[None, :, column]) ** 2
-    return squares
+    return np.sqrt(squares)
 
 
-def _matern(distances: Floats, lengths: Floats) -> Floats:
-    scaled = np.sqrt(5 * np.tensordot(lengths**-2, distances, 1))
-    return (1 + scaled + scaled**2 / 3) * np.exp(-scaled)
+def _kernel(distances: Floats, hyper: Hyper) -> Floats:
+    """Return covariances (N, M), relative to the scale, of points that are (axes, N, M) distances apart."""
+    scaled = distances * (math.sqrt(5) / hyper.lengths)[:, None, None]
+    each = (1 + scaled + scaled**2 / 3) * np.exp(-scaled)
+    covariances: Floats = (1 - hyper.apart) * each.prod(axis=0) + hyper.apart * each.mean(axis=0)
+    return covariances
