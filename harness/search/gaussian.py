@@ -89,9 +89,9 @@ def thin(scores: Floats, rng: np.random.Generator) -> npt.NDArray[np.int64]:
 class GaussianProcess:
     """Regression with noise; each axis has a Matern kernel of smoothness 5/2 and a length of its own.
 
-    Part of the variance is a sum over axes (Duvenaud et al., NeurIPS 2011), the rest a product of all of them.
-    Settings count for much each on its own (Hutter et al., ICML 2014): with the product alone, a backbone that
-    is bad at one learning rate would have to be tried at all of them.
+    Part of the variance is a sum over axes (Duvenaud et al., NeurIPS 2011), the rest a product of them all.
+    Settings count for much each on its own (Hutter et al., ICML 2014): with the product alone, a backbone
+    that is bad at one learning rate would have to be tried at all of them.
 
     Args:
         inputs: (N, columns).
