@@ -193,7 +193,11 @@ def _distances(first: Floats, second: Floats, axes: Sequence[int]) -> Floats:
 
 def _kernel(distances: Floats, hyper: Hyper) -> Floats:
     """Return covariances (N, M), relative to the scale, of points that are (axes, N, M) distances apart."""
-    scaled = distances * (math.sqrt(5) / hyper.lengths)[:, None, None]
-    each = (1 + scaled + scaled**2 / 3) * np.exp(-scaled)
-    covariances: Floats = (1 - hyper.apart) * each.prod(axis=0) + hyper.apart * each.mean(axis=0)
-    return covariances
+    product, total = np.ones(distances.shape[1:]), np.zeros(distances.shape[1:])
+    # Axis by axis: together they would not fit into a cache.
+    for along, length in zip(distances, hyper.lengths, strict=True):
+        scaled = (math.sqrt(5) / length) * along
+        covariances = (1 + scaled * (1 + scaled / 3)) * np.exp(-scaled)
+        product *= covariances
+        total += covariances
+    return (1 - hyper.apart) * product + (hyper.apart / len(distances)) * total
