@@ -19,6 +19,7 @@ from harness import NoTrialSucceeded, StorageError, UsageError, run_study
 from harness.errors import DataError, PluginError, UnknownNameError, WeightsError
 from harness.records import read_record, read_records
 from harness.search import budget
+from harness.search.cost import CostModel
 from harness.search.folder import locked_study
 from harness.search.result import choose_finalists
 from harness.search.study import check_study
@@ -694,6 +695,26 @@ def test_a_study_that_lacks_only_finalists_keeps_to_its_budget_too(tiny, registr
     # The best, whatever it takes.
     assert [record.kind for record in again.records].count("final") == 1
     assert again.timed_out
+
+
+def test_an_opening_that_does_not_fit_into_a_budget_gives_way_to_what_does(
+    tiny, registry, tmp_path, monkeypatch
+):
+    def seconds(self, backbone, freeze_depth, epochs):
+        return 1e6 if freeze_depth == 0 else 0.01
+
+    monkeypatch.setattr(CostModel, "seconds", seconds)
+    study = tiny(
+        trials=4,
+        budget=300,
+        space={"backbone": ["tiny-net"], "freeze_depth": [0.0, 0.25, 0.5, 0.75, 1.0]},
+        finalize={"top": 0},
+    )
+    result = run_study(study, registry=registry, runs=tmp_path / "runs")
+    depths = [record.config.freeze_depth for record in result.records]
+    assert len(depths) == 4
+    assert 0.0 not in depths
+    assert not result.timed_out
 
 
 def test_a_study_that_has_begun_probes_nothing_more(tiny, registry, tmp_path):

@@ -200,7 +200,9 @@ class RunningStudy:
         imported = len(self._folder.imports)
         learns = self._config.search.sampler in MODELLED
         size = HEADS if self._space.depths == (1.0,) or not learns else 1
-        first = count_opening(self._space, self._config.search.sampler) if learns and not imported else size
+        # Within a budget each of the opening is asked for once it is known what is left of the time.
+        opens = learns and not imported and self._config.budget is None
+        first = count_opening(self._space, self._config.search.sampler) if opens else size
         return Rounds(start=imported, first=first, size=size)
 
     def _run_round(self, numbers: range) -> None:
